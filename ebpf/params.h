@@ -1,0 +1,85 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+#ifndef NETWORK_PARAMS_H
+#define NETWORK_PARAMS_H
+
+/*
+ * The gadget's parameters and what they let through. A parameter that is off
+ * is a constant when the program is loaded: the verifier removes its branch.
+ */
+
+#include <vmlinux.h>
+#include <bpf/bpf_helpers.h>
+
+#define GADGET_TYPE_NETWORKING
+#include <gadget/filter.h>
+#include <gadget/macros.h>
+#include <gadget/types.h>
+
+#define LOOPBACK_IFINDEX 1 /* see include/net/flow.h: in every namespace */
+
+const volatile bool egress_only = false;
+GADGET_PARAM(egress_only);
+
+const volatile bool ingress_only = false;
+GADGET_PARAM(ingress_only);
+
+const volatile bool tcp_only = false;
+GADGET_PARAM(tcp_only);
+
+const volatile bool udp_only = false;
+GADGET_PARAM(udp_only);
+
+const volatile __u16 port = 0; /* host byte order; 0: every port */
+GADGET_PARAM(port);
+
+const volatile bool skip_loopback = false;
+GADGET_PARAM(skip_loopback);
+
+static __always_inline bool wants_direction(bool egress)
+{
+	return !(egress ? ingress_only : egress_only);
+}
+
+static __always_inline bool wants_device(__u32 ifindex)
+{
+	return !skip_loopback || ifindex != LOOPBACK_IFINDEX;
+}
+
+static __always_inline bool wants_tcp(void)
+{
+	return !udp_only;
+}
+
+static __always_inline bool wants_udp(void)
+{
+	return !tcp_only;
+}
+
+static __always_inline bool wants_port(__u16 dport)
+{
+	return !port || port == dport;
+}
+
+/* True when the user asked for some processes or containers only. */
+static __always_inline bool filters_by_process(void)
+{
+	return gadget_filter_by_mntns || targ_pid || targ_tid ||
+	       targ_uid != GADGET_INVALID_ID || targ_gid != GADGET_INVALID_ID ||
+	       targ_comm[0];
+}
+
+/*
+ * Nobody is no process that anyone asked for: its zeros would match
+ * "--uid 0".
+ */
+static __always_inline bool wants_process(struct gadget_process *proc,
+					  bool known)
+{
+	if (!known)
+		return !filters_by_process();
+	return !gadget_should_discard_data(proc->mntns_id, proc->pid, proc->tid,
+					   proc->comm, proc->creds.uid,
+					   proc->creds.gid);
+}
+
+#endif

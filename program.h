@@ -1,0 +1,29 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+#ifndef NETWORK_PROGRAM_H
+#define NETWORK_PROGRAM_H
+
+#include <gadget/types.h>
+
+/* IANA's protocol numbers; IG prints the names. */
+enum network_protocol : __u8 {
+	TCP = 6,
+	UDP = 17,
+};
+
+/*
+ * One attempt of two endpoints to talk, as this network namespace saw it: the
+ * schema of the data source "network". gadget.yaml describes each field to the
+ * user; addresses are in network byte order, ports in host byte order.
+ */
+struct event {
+	gadget_timestamp timestamp_raw;
+	struct gadget_process proc; /* all zero: nobody known owns the socket */
+	bool egress; /* sent by this namespace; false: received */
+	struct gadget_l4endpoint_t endpoint; /* peer's address, called port */
+	enum network_protocol protocol_raw;
+	struct gadget_l4endpoint_t src; /* the initiator */
+	struct gadget_l4endpoint_t dst; /* the one it called */
+	gadget_netns_id netns_id;
+};
+
+#endif
