@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"time"
+
+	"github.com/inspektor-gadget/inspektor-gadget/pkg/params"
+	log "github.com/sirupsen/logrus"
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"gadget.example/network/internal/gadget"
+)
+
+var errHelp = errors.New("help was asked for")
+
+// runFlags is what the command line of `run` says.
+type runFlags struct {
+	options gadget.Options
+	timeout time.Duration
+	command []string
+}
+
+// defaults are those of netgadget where they differ from IG's.
+var defaults = map[string]string{
+	"output": "json",
+	"host":   "true", // the host's own processes, not containers alone
+}
+
+func parseRunFlags(cmd *cobra.Command, args []string) (*runFlags, error) {
+	f := &runFlags{}
+	if i := slices.Index(args, "--"); i >= 0 {
+		args, f.command = args[:i], args[i+1:]
+		if len(f.command) == 0 {
+			return nil, errors.New("no COMMAND after --")
+		}
+	}
+
+	// Our own flags first: the image that they name has the others.
+	own := f.ownFlags()
+	own.ParseErrorsAllowlist.UnknownFlags = true
+	own.SetOutput(io.Discard)
+	if err := own.Parse(args); err != nil && !errors.Is(err, pflag.ErrHelp) {
+		return nil, err
+	}
+	help := slices.Contains(args, "-h") || slices.Contains(args, "--help")
+	cmd.Flags().AddFlagSet(f.ownFlags())
+	if help && os.Geteuid() != 0 {
+		cmd.Long += "\n\nAs root, this help lists the flags of the gadget and of Inspektor Gadget too."
+		return nil, errHelp
+	}
+	if os.Geteuid() != 0 {
+		return nil, errors.New("must be run as root to load eBPF programs; try sudo")
+	}
+	if !f.options.Verbose {
+		log.SetLevel(log.ErrorLevel)
+	}
+
+	all, err := gadget.Params(cmd.Context(), f.options.Image)
+	if err != nil {
+		return nil, err
+	}
+	addParams(cmd.Flags(), all)
+	if help {
+		return nil, errHelp
+	}
+	return f, f.parse(cmd.Flags(), args)
+}
+
+func (f *runFlags) ownFlags() *pflag.FlagSet {
+	own := pflag.NewFlagSet("run", pflag.ContinueOnError)
+	own.StringVar(&f.options.Image.Name, "image", "", "gadget image of ig's local store or a registry, in place of the embedded one")
+	own.StringVar(&f.options.Image.File, "image-file", "", "gadget image in an archive made by `ig image export`")
+	own.BoolVarP(&f.options.Verbose, "verbose", "v", false, "print Inspektor Gadget's debug messages")
+	own.DurationVarP(&f.timeout, "timeout", "t", 0, "end after this time (10s, 5m); 0 for never")
+	return own
+}
+
+// addParams makes flags of the image's parameters, but for those that are
+// netgadget's own.
+func addParams(flags *pflag.FlagSet, all params.Params) {
+	for _, p := range all {
+		if flags.Lookup(p.Key) != nil {
+			continue
+		}
+		if value, ok := defaults[p.Key]; ok {
+			p.DefaultValue = value
+		}
+		alias := p.Alias
+		if alias != "" && flags.ShorthandLookup(alias) != nil {
+			alias = ""
+		}
+		flag := flags.VarPF(&paramValue{Param: p}, p.Key, alias, p.Description)
+		flag.DefValue = p.DefaultValue
+		if p.IsBoolFlag() {
+			flag.NoOptDefVal = "true"
+		}
+	}
+}
+
+// paramValue is a parameter as the value of a flag.
+type paramValue struct{ *params.Param }
+
+func (v *paramValue) Set(value string) error {
+	if err := v.Validate(value); err != nil {
+		return err
+	}
+	return v.Param.Set(value)
+}
+
+func (f *runFlags) parse(flags *pflag.FlagSet, args []string) error {
+	if err := flags.Parse(args); err != nil {
+		return fmt.Errorf("%w; `netgadget run --help` lists the flags", err)
+	}
+	if flags.NArg() > 0 {
+		return fmt.Errorf("what does %q mean? A command to run follows --", flags.Arg(0))
+	}
+	f.options.Params = map[string]string{}
+	for name, value := range defaults {
+		f.options.Params[name] = value
+	}
+	flags.Visit(func(flag *pflag.Flag) {
+		if v, ok := flag.Value.(*paramValue); ok {
+			f.options.Params[flag.Name] = v.String()
+		}
+	})
+	return nil
+}

@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"os"
+	"os/exec"
+	"os/signal"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"gadget.example/network/internal/gadget"
+	"gadget.example/network/internal/preflight"
+)
+
+// statusOwnFailure is the exit status when netgadget itself failed and not the
+// command it ran, as with timeout(1) and env(1).
+const statusOwnFailure = 125
+
+func newRunCommand() *cobra.Command {
+	run := &cobra.Command{
+		Use:   "run [flags] [-- COMMAND [ARG...]]",
+		Short: "Report attempts to talk: of the whole host, or of one command",
+		Long: "Reports who tries to talk to whom, as JSON lines or (-o columns) a table, until\n" +
+			"it is interrupted.\n\n" +
+			"With a COMMAND, it reports only what the command and its children do, and exits\n" +
+			"as the command did, or with 125 if netgadget itself failed. The events are on\n" +
+			"standard output; what the command writes there goes to standard error.",
+		// Which flags there are, only the image tells.
+		DisableFlagParsing: true,
+	}
+	run.RunE = func(cmd *cobra.Command, args []string) error {
+		flags, err := parseRunFlags(cmd, args)
+		if errors.Is(err, errHelp) {
+			return cmd.Help()
+		}
+		if err != nil {
+			return failure(args, err)
+		}
+		if err := preflight.Missing(preflight.Run()); err != nil {
+			return failure(args, err)
+		}
+		if len(flags.command) > 0 {
+			return runCommand(cmd.Context(), flags)
+		}
+		return runHost(cmd.Context(), flags)
+	}
+	return run
+}
+
+// runHost reports until it is interrupted or the time is over.
+func runHost(ctx context.Context, flags *runFlags) error {
+	ctx, stop := signal.NotifyContext(ctx, unix.SIGINT, unix.SIGTERM)
+	defer stop()
+	if flags.timeout > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, flags.timeout)
+		defer cancel()
+	}
+	return gadget.Run(ctx, flags.options)
+}
+
+func runCommand(ctx context.Context, flags *runFlags) error {
+	command := exec.CommandContext(ctx, flags.command[0], flags.command[1:]...)
+	command.Stdin, command.Stdout, command.Stderr = os.Stdin, os.Stderr, os.Stderr
+
+	status, err := gadget.RunCommand(ctx, flags.options, command)
+	var start *gadget.StartError
+	switch {
+	case errors.As(err, &start):
+		return exitStatus{status: start.Status, err: err}
+	case err != nil:
+		return exitStatus{status: statusOwnFailure, err: err}
+	case status != 0:
+		return exitStatus{status: status}
+	}
+	return nil
+}
+
+// failure is an error of netgadget's own, before a command, if any, was run.
+func failure(args []string, err error) error {
+	for _, arg := range args {
+		if arg == "--" {
+			return exitStatus{status: statusOwnFailure, err: err}
+		}
+	}
+	return err
+}

@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gadget
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/inspektor-gadget/inspektor-gadget/pkg/datasource"
+	"golang.org/x/sys/unix"
+)
+
+// Event is one attempt to talk, as a network namespace saw it.
+type Event struct {
+	Time     time.Time
+	NetNS    uint32 // inode number of the network namespace
+	Egress   bool   // sent by this namespace; false: received
+	Protocol Protocol
+	Peer     netip.AddrPort // the remote address, with the port that was called
+	Src      netip.AddrPort // the initiator
+	Dst      netip.AddrPort // the endpoint that it called
+	Proc     Process        // zero when nobody is known to own the socket
+}
+
+// Protocol is an IP protocol number, see IANA's "Protocol Numbers".
+type Protocol uint16
+
+// The protocols that are reported.
+const (
+	TCP Protocol = unix.IPPROTO_TCP
+	UDP Protocol = unix.IPPROTO_UDP
+)
+
+func (p Protocol) String() string {
+	switch p {
+	case TCP:
+		return "TCP"
+	case UDP:
+		return "UDP"
+	default:
+		return fmt.Sprintf("proto#%d", uint16(p))
+	}
+}
+
+// Process is who owns a socket. Its numbers are those of the initial
+// namespaces.
+type Process struct {
+	Comm    string
+	PID     uint32 // of the process (thread group)
+	TID     uint32 // of the thread
+	MountNS uint64 // inode number
+	UID     uint32
+	GID     uint32
+	Parent  Parent
+}
+
+// Parent is the process that started a Process.
+type Parent struct {
+	Comm string
+	PID  uint32
+	TID  uint32
+}
+
+// decoder reads events by the fields of IG's data source.
+type decoder struct {
+	order     binary.ByteOrder
+	timestamp datasource.FieldAccessor
+	netns     datasource.FieldAccessor
+	egress    datasource.FieldAccessor
+	peer      endpointFields
+	src       endpointFields
+	dst       endpointFields
+	proc      processFields
+}
+
+type endpointFields struct {
+	addr, port, proto, version datasource.FieldAccessor
+}
+
+type processFields struct {
+	comm, pid, tid, mntns, uid, gid  datasource.FieldAccessor
+	parentComm, parentPID, parentTID datasource.FieldAccessor
+}
+
+func newDecoder(ds datasource.DataSource) (*decoder, error) {
+	var missing []string
+	field := func(name string) datasource.FieldAccessor {
+		f := ds.GetField(name)
+		if f == nil {
+			missing = append(missing, name)
+		}
+		return f
+	}
+	endpoint := func(name string) endpointFields {
+		return endpointFields{
+			addr: field(name + ".addr_raw"), port: field(name + ".port"),
+			proto: field(name + ".proto_raw"), version: field(name + ".version"),
+		}
+	}
+	d := &decoder{
+		order:     ds.ByteOrder(),
+		timestamp: field("timestamp_raw"),
+		netns:     field("netns_id"),
+		egress:    field("egress"),
+		peer:      endpoint("endpoint"),
+		src:       endpoint("src"),
+		dst:       endpoint("dst"),
+		proc: processFields{
+			comm: field("proc.comm"), pid: field("proc.pid"), tid: field("proc.tid"),
+			mntns: field("proc.mntns_id"), uid: field("proc.creds.uid"), gid: field("proc.creds.gid"),
+			parentComm: field("proc.parent.comm"), parentPID: field("proc.parent.pid"), parentTID: field("proc.parent.tid"),
+		},
+	}
+	if missing != nil {
+		return nil, fmt.Errorf("the image's events have no field %s: it is another gadget, or an older one", strings.Join(missing, ", "))
+	}
+	return d, nil
+}
+
+// sentinel tells a sentinel (see drain) from an event, and of which CPU.
+// An event's IP version is never 0.
+func (d *decoder) sentinel(data datasource.Data) (cpu int, ok bool) {
+	if d.dst.version.Get(data)[0] != 0 {
+		return 0, false
+	}
+	return int(d.order.Uint64(d.timestamp.Get(data))), true
+}
+
+func (d *decoder) event(data datasource.Data) (e Event, err error) {
+	e = Event{
+		Time:   time.Unix(0, int64(d.order.Uint64(d.timestamp.Get(data)))),
+		NetNS:  d.order.Uint32(d.netns.Get(data)),
+		Egress: d.egress.Get(data)[0] != 0,
+		Proc: Process{
+			Comm:    cString(d.proc.comm.Get(data)),
+			PID:     d.order.Uint32(d.proc.pid.Get(data)),
+			TID:     d.order.Uint32(d.proc.tid.Get(data)),
+			MountNS: d.order.Uint64(d.proc.mntns.Get(data)),
+			UID:     d.order.Uint32(d.proc.uid.Get(data)),
+			GID:     d.order.Uint32(d.proc.gid.Get(data)),
+			Parent: Parent{
+				Comm: cString(d.proc.parentComm.Get(data)),
+				PID:  d.order.Uint32(d.proc.parentPID.Get(data)),
+				TID:  d.order.Uint32(d.proc.parentTID.Get(data)),
+			},
+		},
+		Protocol: Protocol(d.order.Uint16(d.dst.proto.Get(data))),
+	}
+	if e.Peer, err = d.endpoint(d.peer, data); err != nil {
+		return e, err
+	}
+	if e.Src, err = d.endpoint(d.src, data); err != nil {
+		return e, err
+	}
+	e.Dst, err = d.endpoint(d.dst, data)
+	return e, err
+}
+
+func (d *decoder) endpoint(f endpointFields, data datasource.Data) (netip.AddrPort, error) {
+	raw := f.addr.Get(data)
+	port := d.order.Uint16(f.port.Get(data))
+	switch version := f.version.Get(data)[0]; version {
+	case 4:
+		return netip.AddrPortFrom(netip.AddrFrom4([4]byte(raw[:4])), port), nil
+	case 6:
+		return netip.AddrPortFrom(netip.AddrFrom16([16]byte(raw[:16])), port), nil
+	default:
+		return netip.AddrPort{}, fmt.Errorf("IP version %d of an endpoint is neither 4 nor 6", version)
+	}
+}
+
+func cString(b []byte) string {
+	s, _, _ := strings.Cut(string(b), "\x00")
+	return s
+}

@@ -1,0 +1,232 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package gadget runs the gadget image "network" through Inspektor Gadget's Go
+// API and gives its events as they come.
+//
+// Inspektor Gadget (IG) keeps the state of its operators for the whole
+// process: run one gadget at a time.
+package gadget
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/inspektor-gadget/inspektor-gadget/pkg/datasource"
+	gadgetcontext "github.com/inspektor-gadget/inspektor-gadget/pkg/gadget-context"
+	"github.com/inspektor-gadget/inspektor-gadget/pkg/operators"
+	"github.com/inspektor-gadget/inspektor-gadget/pkg/operators/simple"
+	"github.com/inspektor-gadget/inspektor-gadget/pkg/runtime/local"
+)
+
+// drainTimeout bounds the wait for the last events: a reader that does not
+// catch up with a full ring in this time has stopped.
+const drainTimeout = 30 * time.Second
+
+// Options says what to run and what to do with its events.
+type Options struct {
+	// Image is what to run; the zero value is the embedded image.
+	Image Image
+
+	// Params are flags of the gadget and of IG's operators by name, without
+	// dashes: {"host": "true", "port": "53", "output": "columns"}. Params()
+	// lists them.
+	Params map[string]string
+
+	// Verbose passes IG's own messages below a warning on to standard error.
+	Verbose bool
+
+	// MountNS, if not 0, is the inode number of a mount namespace: only
+	// attempts of processes in it are reported.
+	MountNS uint64
+
+	// NetNSOf are processes whose network namespaces are watched too. IG by
+	// itself watches that of process 1 (with "host") and those of containers.
+	NetNSOf []int
+
+	// OnEvent, if not nil, gets each event, one at a time and per CPU in the
+	// order in which it was reported.
+	OnEvent func(Event)
+
+	// OnReady, if not nil, is called when the gadget sees every packet. When
+	// it returns, the gadget reports what was sent until then, and ends.
+	OnReady func(context.Context) error
+}
+
+// LostError says that the kernel reported more events than were read in time.
+type LostError struct {
+	Samples uint64 // events lost
+}
+
+func (e *LostError) Error() string {
+	return fmt.Sprintf("%d events were lost: more came than could be read; narrow what is reported with a filter", e.Samples)
+}
+
+// Run runs the gadget until ctx is done or OnReady returned, reports what was
+// seen until then, and returns. Everything it attached is detached then. Lost
+// events are a *LostError.
+func Run(ctx context.Context, o Options) (err error) {
+	if err := conflicts(o.Params); err != nil {
+		return err
+	}
+	runtime := local.New()
+	if err := runtime.Init(nil); err != nil {
+		return err
+	}
+	ops, values, err := o.prepare(ctx)
+	if err != nil {
+		return err
+	}
+
+	r := &run{options: o, log: newLog(o.Verbose), drain: newDrain(), ready: make(chan struct{})}
+	defer func() { err = errors.Join(err, r.close()) }()
+	// IG must outlive ctx by the time that it takes to drain.
+	igCtx, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	gadgetCtx, err := o.Image.context(igCtx, append(ops, r.operator()), gadgetcontext.WithLogger(r.log))
+	if err != nil {
+		return err
+	}
+
+	ended := make(chan error, 1)
+	go func() { ended <- runtime.RunGadget(gadgetCtx, nil, values) }()
+	select {
+	case err := <-ended:
+		return fmt.Errorf("starting the gadget: %w", err)
+	case <-r.ready:
+	}
+
+	err = r.follow(ctx, ended)
+	stop()
+	return errors.Join(err, <-ended, r.log.err(), r.lost())
+}
+
+// run is one run of the gadget: an operator among IG's.
+type run struct {
+	options Options
+	log     *log
+	ready   chan struct{}
+	drain   *drain
+	filter  *mountNSFilter
+}
+
+// follow waits for the end of what is watched, then for the last event.
+func (r *run) follow(ctx context.Context, ended chan error) error {
+	watched := make(chan error, 1)
+	if r.options.OnReady != nil {
+		go func() { watched <- r.options.OnReady(ctx) }()
+	}
+
+	var err error
+	select {
+	case err = <-watched:
+	case endErr := <-ended:
+		ended <- nil
+		return fmt.Errorf("the gadget ended by itself: %w", endErr)
+	case <-ctx.Done():
+		if r.options.OnReady != nil {
+			err = <-watched
+		}
+	}
+
+	drainCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
+	defer cancel()
+	return errors.Join(err, r.drain.wait(drainCtx))
+}
+
+// Priorities in IG's order: before everything that reads events, and behind
+// everything that writes to them but before the command line's printer.
+const (
+	priorityFirst = -1_000_000
+	priorityLast  = 9_000
+)
+
+func (r *run) operator() operators.DataOperator {
+	return simple.New("network",
+		simple.WithPriority(priorityLast),
+		simple.OnInit(r.init),
+		simple.OnPreStart(r.preStart),
+		simple.OnStart(r.start),
+	)
+}
+
+func (r *run) init(gadgetCtx operators.GadgetContext) error {
+	ds, ok := gadgetCtx.GetDataSources()["network"]
+	if !ok {
+		return errors.New("the image has no data source \"network\": it is another gadget, or an older one")
+	}
+	d, err := newDecoder(ds)
+	if err != nil {
+		return err
+	}
+	err = ds.Subscribe(func(_ datasource.DataSource, data datasource.Data) error {
+		if cpu, ok := d.sentinel(data); ok {
+			r.drain.arrived(cpu)
+			return datasource.ErrDiscard
+		}
+		return nil
+	}, priorityFirst)
+	if err != nil || r.options.OnEvent == nil {
+		return err
+	}
+	return ds.Subscribe(func(_ datasource.DataSource, data datasource.Data) error {
+		event, err := d.event(data)
+		if err != nil {
+			r.log.Errorf("decoding an event: %v", err)
+			return nil
+		}
+		r.options.OnEvent(event)
+		return nil
+	}, priorityLast)
+}
+
+// preStart runs when IG's operators have attached containers, and before the
+// eBPF programs are loaded.
+func (r *run) preStart(gadgetCtx operators.GadgetContext) error {
+	if r.options.MountNS != 0 {
+		filter, err := newMountNSFilter(r.options.MountNS)
+		if err != nil {
+			return err
+		}
+		r.filter = filter
+		filter.use(gadgetCtx)
+	}
+	for _, pid := range r.options.NetNSOf {
+		if err := watchNetNSOf(gadgetCtx, pid); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// start runs last: every program is attached.
+func (r *run) start(gadgetCtx operators.GadgetContext) error {
+	if err := r.drain.attach(gadgetCtx); err != nil {
+		return err
+	}
+	close(r.ready)
+	return nil
+}
+
+func (r *run) close() error {
+	return errors.Join(r.drain.close(), r.filter.close())
+}
+
+// lost is the error for the events that were lost, if there were any.
+func (r *run) lost() error {
+	if lost := r.log.lost() - r.drain.refused.Load(); lost > 0 {
+		return &LostError{Samples: lost}
+	}
+	return nil
+}
+
+// conflicts names two parameters that leave nothing to report.
+func conflicts(params map[string]string) error {
+	for _, pair := range [][2]string{{"egress-only", "ingress-only"}, {"tcp-only", "udp-only"}} {
+		if params[pair[0]] == "true" && params[pair[1]] == "true" {
+			return fmt.Errorf("--%s and --%s exclude each other: nothing would be reported; give one of them", pair[0], pair[1])
+		}
+	}
+	return nil
+}

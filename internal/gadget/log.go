@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gadget
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+
+	"github.com/inspektor-gadget/inspektor-gadget/pkg/logger"
+)
+
+// IG v0.51.1 tells of events that it could not read in its log only
+// (Tracer.receiveEvents in pkg/operators/ebpf/tracer.go; the data source's
+// ReportLostData is empty): these are the messages' formats.
+const (
+	lostFormat    = "reading event: lost %d samples"
+	readFormat    = "error reading event: %v"
+	processFormat = "error processing event: %v"
+)
+
+// log is IG's logger for one run. It counts lost events and keeps the errors,
+// so that the run can end with them.
+type log struct {
+	logger.Logger
+	sink *sink
+}
+
+func newLog(verbose bool) *log {
+	s := &sink{level: logger.WarnLevel}
+	if verbose {
+		s.level = logger.DebugLevel
+	}
+	return &log{Logger: logger.NewFromGenericLogger(s), sink: s}
+}
+
+// err is what IG logged as an error.
+func (l *log) err() error {
+	l.sink.mu.Lock()
+	defer l.sink.mu.Unlock()
+	return errors.Join(l.sink.errs...)
+}
+
+// lost is how many records the kernel could not put into the rings.
+func (l *log) lost() uint64 {
+	l.sink.mu.Lock()
+	defer l.sink.mu.Unlock()
+	return l.sink.lost
+}
+
+type sink struct {
+	level logger.Level
+
+	mu   sync.Mutex
+	lost uint64
+	errs []error
+}
+
+func (s *sink) SetLevel(level logger.Level) { s.level = level }
+func (s *sink) GetLevel() logger.Level      { return s.level }
+
+func (s *sink) Log(severity logger.Level, params ...any) {
+	s.write(severity, fmt.Sprint(params...))
+}
+
+func (s *sink) Logf(severity logger.Level, format string, params ...any) {
+	switch format {
+	case lostFormat:
+		if n, ok := params[0].(uint64); ok {
+			s.mu.Lock()
+			s.lost += n
+			s.mu.Unlock()
+			return
+		}
+		severity = logger.ErrorLevel
+	case readFormat, processFormat:
+		severity = logger.ErrorLevel
+	}
+	s.write(severity, fmt.Sprintf(format, params...))
+}
+
+// write keeps errors for the end of the run and prints the rest.
+func (s *sink) write(severity logger.Level, message string) {
+	if severity <= logger.ErrorLevel {
+		s.mu.Lock()
+		s.errs = append(s.errs, errors.New(message))
+		s.mu.Unlock()
+		return
+	}
+	if severity <= s.level {
+		fmt.Fprintf(os.Stderr, "%s: %s\n", severity, message)
+	}
+}
