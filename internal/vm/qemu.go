@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package vm
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"gadget.example/network/internal/vm/guest"
+	"golang.org/x/sys/unix"
+)
+
+// machine is how QEMU plays one architecture.
+type machine struct {
+	binary  string
+	pkg     string // the Debian and Ubuntu package with the binary
+	console string // the kernel's name of the first serial port
+	options []string
+}
+
+// machines is by Go's (and Debian's) name of the architecture.
+var machines = map[string]machine{
+	// Five-level page tables, part of "max", cost an emulated guest a level in every walk.
+	"amd64": {"qemu-system-x86_64", "qemu-system-x86", "ttyS0", []string{"-machine", "q35", "-cpu", "max,la57=off"}},
+}
+
+// accelerator is QEMU's -accel. One thread for all of the guest's CPUs: with several, the guest panics now and then while
+// it patches its own code.
+func accelerator() string { return "tcg,thread=single" }
+
+func machineFor(arch string) (machine, error) {
+	m, ok := machines[arch]
+	if !ok {
+		return m, fmt.Errorf("kernel architecture %q: none that a guest can be booted with here", arch)
+	}
+	return m, nil
+}
+
+func (m machine) find() (string, error) {
+	path, err := exec.LookPath(m.binary)
+	if err != nil {
+		return "", fmt.Errorf("%s not found: install it (Debian, Ubuntu: apt-get install %s)", m.binary, m.pkg)
+	}
+	return path, nil
+}
+
+// The descriptors that QEMU inherits (exec.Cmd.ExtraFiles begins at 3).
+const (
+	portFD  = 3
+	imageFD = 4
+)
+
+// args is QEMU's command line. A panic or an oops reboots the guest at once (panic=-1, oops=panic), and a reboot ends
+// QEMU (-no-reboot).
+func (m machine) args(c Config, console string) []string {
+	return append(m.options[:len(m.options):len(m.options)],
+		"-accel", accelerator(),
+		"-m", strconv.Itoa(c.MemoryMiB)+"M",
+		"-smp", strconv.Itoa(c.CPUs),
+		"-nodefaults", "-no-user-config", "-no-reboot",
+		"-display", "none",
+		"-kernel", c.Kernel.Image,
+		"-initrd", fmt.Sprintf("/proc/self/fd/%d", imageFD),
+		"-append", fmt.Sprintf("console=%s panic=-1 oops=panic rdinit=%s", m.console, guest.InitPath),
+		"-chardev", "file,id=console,path="+strings.ReplaceAll(console, ",", ",,"),
+		"-serial", "chardev:console",
+		"-device", "virtio-serial-pci",
+		"-chardev", fmt.Sprintf("socket,id=port,fd=%d", portFD),
+		"-device", "virtserialport,chardev=port,name="+guest.PortName,
+	)
+}
+
+// qemu is a running QEMU.
+type qemu struct {
+	cmd    *exec.Cmd
+	port   *os.File
+	stderr bytes.Buffer
+	ended  chan error
+}
+
+// startQEMU starts QEMU with one end of a socket pair as the guest's port. It is killed when ctx is done.
+func startQEMU(ctx context.Context, binary string, args []string, image *os.File) (*qemu, error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return nil, fmt.Errorf("socket pair for the guest's port: %w", err)
+	}
+	ours, theirs := os.NewFile(uintptr(fds[0]), "guest's port"), os.NewFile(uintptr(fds[1]), "QEMU's port")
+	defer theirs.Close()
+	q := &qemu{cmd: exec.CommandContext(ctx, binary, args...), port: ours, ended: make(chan error, 1)}
+	q.cmd.Stderr = &q.stderr
+	q.cmd.ExtraFiles = []*os.File{theirs, image}
+	q.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	started := make(chan error, 1)
+	go func() {
+		// The parent whose death Pdeathsig is about is the thread that started QEMU: it has to live as long.
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		err := q.cmd.Start()
+		started <- err
+		if err == nil {
+			q.ended <- q.cmd.Wait()
+		}
+	}()
+	if err := <-started; err != nil {
+		ours.Close()
+		return nil, fmt.Errorf("start %s: %w", binary, err)
+	}
+	return q, nil
+}
+
+func (q *qemu) kill() {
+	_ = q.cmd.Process.Kill() // it may have ended by itself
+}
+
+// wait waits for QEMU's end and closes the port.
+func (q *qemu) wait() error {
+	err := <-q.ended
+	if said := strings.TrimSpace(q.stderr.String()); err != nil && said != "" {
+		err = fmt.Errorf("%w: %s", err, strings.ReplaceAll(said, "\n", "; "))
+	}
+	return errors.Join(err, q.port.Close())
+}
