@@ -1,0 +1,174 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package image
+
+import (
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/cilium/ebpf/btf"
+	"github.com/inspektor-gadget/inspektor-gadget/pkg/columns/formatter/textcolumns"
+	"github.com/inspektor-gadget/inspektor-gadget/pkg/datasource"
+	"github.com/inspektor-gadget/inspektor-gadget/pkg/gadget-service/api"
+	metadatav1 "github.com/inspektor-gadget/inspektor-gadget/pkg/metadata/v1"
+	"gopkg.in/yaml.v3"
+)
+
+func TestEveryFieldAndParameterIsDescribed(t *testing.T) {
+	c := export(t, pristine(t))
+	if text := string(c.metadata); strings.Contains(text, "TODO") {
+		t.Errorf("wanted metadata without TODO, got\n%s", text)
+	}
+	var metadata metadatav1.GadgetMetadata
+	if err := yaml.Unmarshal(c.metadata, &metadata); err != nil {
+		t.Fatal(err)
+	}
+	source, ok := metadata.DataSources["network"]
+	if !ok {
+		t.Fatalf("wanted the data source network, got\n%s", c.metadata)
+	}
+	fields, params := map[string]string{}, map[string]string{}
+	for name, f := range source.Fields {
+		fields[name] = f.Annotations["description"]
+	}
+	for name, p := range metadata.Params["ebpf"] {
+		params[name] = p.Description
+	}
+	for _, object := range c.objects {
+		wantDescribed(t, "field", eventFields(t, object), fields)
+		wantDescribed(t, "parameter", parameters(t, object), params)
+	}
+	if metadata.Name != "network" || metadata.Description == "" {
+		t.Errorf("wanted a described gadget network, got %q: %q", metadata.Name, metadata.Description)
+	}
+}
+
+// wantDescribed checks that all names of the program are described, and that no
+// name is left that the program no longer has. Beside its fields the metadata may
+// lay out their parts (proc.pid), what ig formats from them (timestamp, from
+// timestamp_raw), and what ig itself adds about containers (runtime.).
+func wantDescribed(t *testing.T, kind string, names []string, descriptions map[string]string) {
+	t.Helper()
+	for _, name := range names {
+		if strings.TrimSpace(descriptions[name]) == "" {
+			t.Errorf("%s %s: wanted a description, got none", kind, name)
+		}
+	}
+	for name := range descriptions {
+		whole, _, _ := strings.Cut(name, ".")
+		if whole == "runtime" {
+			continue
+		}
+		if !slices.Contains(names, whole) && !slices.Contains(names, whole+"_raw") {
+			t.Errorf("%s %s: wanted none but the program's %q, got it in the metadata", kind, name, names)
+		}
+	}
+}
+
+// eventFields are the members of struct event, sorted.
+func eventFields(t *testing.T, object []byte) []string {
+	t.Helper()
+	var event *btf.Struct
+	if err := collection(t, object).Types.TypeByName("event", &event); err != nil {
+		t.Fatalf("wanted struct event, got %v", err)
+	}
+	var names []string
+	for _, m := range event.Members {
+		names = append(names, m.Name)
+	}
+	slices.Sort(names)
+	return names
+}
+
+// parameters are the variables that GADGET_PARAM marks, sorted.
+func parameters(t *testing.T, object []byte) []string {
+	t.Helper()
+	var names []string
+	for name := range collection(t, object).Variables {
+		if param, ok := strings.CutPrefix(name, "gadget_param_"); ok {
+			names = append(names, param)
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+func TestIgHasNothingToUpdateInTheMetadata(t *testing.T) {
+	dir := sources(t)
+	build(t, "image-test:updated", dir, "--update-metadata", "--validate-metadata")
+
+	want, err := os.ReadFile(filepath.Join(tree(t), "gadget.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := os.ReadFile(filepath.Join(dir, "gadget.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(got) != string(want) {
+		t.Errorf("wanted gadget.yaml as it was:\n%s\ngot:\n%s", want, got)
+	}
+}
+
+func TestTheDefaultTableFits120Characters(t *testing.T) {
+	header := defaultHeader(t, pristine(t))
+	t.Log(header)
+	if len(header) > 120 {
+		t.Errorf("wanted at most 120 characters, got %d: %q", len(header), header)
+	}
+	for _, column := range []string{"TIME", "COMM", "PID", "EGRESS", "ENDPOINT", "PROTO"} {
+		if !strings.Contains(header, column) {
+			t.Errorf("wanted the column %s, got %q", column, header)
+		}
+	}
+}
+
+// defaultHeader is the first line of `ig run -o columns` where standard output is
+// no terminal. ig adds its columns for containers when it can read process 1: for
+// that it gets a process 1 of its own.
+func defaultHeader(t *testing.T, image string) string {
+	t.Helper()
+	text := run(t, exec.Command("unshare", "--mount", "--pid", "--fork", "--mount-proc",
+		igBinary(t), "image", "inspect", image, "--auto-mount-filesystems", "--verify-image=false",
+		"--show-datasources", "-o", "json"))
+	var sources []*api.DataSource
+	if err := json.Unmarshal([]byte(text), &sources); err != nil || len(sources) != 1 {
+		t.Fatalf("wanted one data source, got %v\n%s", err, text)
+	}
+	source, err := datasource.NewFromAPI(sources[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if source.GetField("runtime.containerName") == nil {
+		t.Fatalf("wanted ig's fields for containers, got\n%s", text)
+	}
+	parser, err := source.Parser()
+	if err != nil {
+		t.Fatal(err)
+	}
+	table := parser.GetTextColumnsFormatter(textcolumns.WithAutoScale(false))
+	if err := table.SetShowColumns(defaultColumns(sources[0])); err != nil {
+		t.Fatal(err)
+	}
+	return table.FormatHeader()
+}
+
+// defaultColumns are the columns that ig run shows, in its order (the default of
+// its flag --fields).
+func defaultColumns(source *api.DataSource) []string {
+	shown := slices.DeleteFunc(slices.Clone(source.Fields), func(f *api.Field) bool {
+		return datasource.FieldFlagUnreferenced.In(f.Flags) || datasource.FieldFlagContainer.In(f.Flags) ||
+			datasource.FieldFlagEmpty.In(f.Flags) || datasource.FieldFlagHidden.In(f.Flags)
+	})
+	slices.SortStableFunc(shown, func(a, b *api.Field) int { return int(a.Order - b.Order) })
+	names := make([]string, len(shown))
+	for i, f := range shown {
+		names[i] = f.FullName
+	}
+	return names
+}
