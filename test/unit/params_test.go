@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package unit
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"testing"
+)
+
+// probeName is how these tests write down an attempt and the side that reports
+// it.
+func probeName(p packet, egress bool) string {
+	side := "received"
+	if egress {
+		side = "sent"
+	}
+	return fmt.Sprintf("%s to %d, %s", p.title(), p.dport, side)
+}
+
+// reported sends the probes over a wire and says which of them g reports.
+func reported(w *wire, g *gadget) (names []string, err error) {
+	if _, err := g.drain(nil); err != nil { // of sentinels
+		return nil, err
+	}
+	for _, p := range attempts {
+		frame, _ := w.adapt(p.frame())
+		if _, err := w.exchange(frame); err != nil {
+			return nil, err
+		}
+		events, err := g.drain(nil)
+		if err != nil {
+			return nil, err
+		}
+		for _, e := range slices.DeleteFunc(events, isSentinel) {
+			if want := p.event(e.Egress, wireNetNS); e != want {
+				return nil, fmt.Errorf("sent %x\n got %v\nwant %v", frame, e, want)
+			}
+			names = append(names, probeName(p, e.Egress))
+		}
+	}
+	slices.Sort(names)
+	return names, nil
+}
+
+// selected are the probes that a rule lets through.
+func selected(rule func(p packet, egress bool) bool) (names []string) {
+	for _, p := range attempts {
+		for _, egress := range []bool{true, false} {
+			if rule(p, egress) {
+				names = append(names, probeName(p, egress))
+			}
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+type rule func(p packet, egress bool) bool
+
+func all(packet, bool) bool                { return true }
+func none(packet, bool) bool               { return false }
+func onlySent(_ packet, egress bool) bool  { return egress }
+func onlyGot(_ packet, egress bool) bool   { return !egress }
+func onlyTCP(p packet, _ bool) bool        { return p.proto == protoTCP }
+func onlyUDP(p packet, _ bool) bool        { return p.proto == protoUDP }
+func onlySentTCP(p packet, sent bool) bool { return p.proto == protoTCP && sent }
+
+func TestParametersLeaveOutWhatTheySay(t *testing.T) {
+	comm := [16]byte{'c', 'u', 'r', 'l'}
+	veth, loopback := newVeth(t, false), newLoopback(t)
+	for _, c := range []struct {
+		name           string
+		params         parameters
+		veth, loopback rule
+	}{
+		{"no parameter", nil, all, all},
+		{"egress-only", parameters{"egress_only": true}, onlySent, onlySent},
+		{"ingress-only", parameters{"ingress_only": true}, onlyGot, onlyGot},
+		{"egress-only and ingress-only", parameters{"egress_only": true, "ingress_only": true}, none, none},
+		{"tcp-only", parameters{"tcp_only": true}, onlyTCP, onlyTCP},
+		{"udp-only", parameters{"udp_only": true}, onlyUDP, onlyUDP},
+		{"tcp-only and udp-only", parameters{"tcp_only": true, "udp_only": true}, none, none},
+		{"tcp-only and egress-only", parameters{"tcp_only": true, "egress_only": true}, onlySentTCP, onlySentTCP},
+		{"the TCP probes' port", parameters{"port": uint16(443)}, onlyTCP, onlyTCP},
+		{"the UDP probes' port", parameters{"port": uint16(53)}, onlyUDP, onlyUDP},
+		{"a source port", parameters{"port": tcp4.sport}, none, none},
+		{"a port with its bytes swapped", parameters{"port": uint16(0xBB01)}, none, none},
+		{"skip-loopback", parameters{"skip_loopback": true}, all, none},
+		{"a process id, of nobody", parameters{"targ_pid": uint32(1)}, none, none},
+		{"a thread id, of nobody", parameters{"targ_tid": uint32(1)}, none, none},
+		{"a command, of nobody", parameters{"targ_comm": comm}, none, none},
+		{"a user, of nobody", parameters{"targ_uid": uint32(1000)}, none, none},
+		{"root, of nobody", parameters{"targ_uid": uint32(0)}, none, none},
+		{"root's group, of nobody", parameters{"targ_gid": uint32(0)}, none, none},
+		{"containers, of nobody", parameters{"gadget_filter_by_mntns": true}, none, none},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			g := load(t, c.params)
+			for _, on := range []struct {
+				device string
+				wire   *wire
+				want   rule
+			}{{"veth", veth, c.veth}, {"loopback", loopback, c.loopback}} {
+				on.wire.attach(t, g)
+				got, err := reported(on.wire, g)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if want := selected(on.want); !slices.Equal(got, want) {
+					t.Errorf("%v on a %s device: got %q, want %q", c.params, on.device, got, want)
+				}
+			}
+		})
+	}
+}
+
+func TestProcessFiltersLetTheirProcessThroughAlone(t *testing.T) {
+	comm := func(s string) (c [16]byte) { copy(c[:], s); return c }
+	root := process{Comm: "init", PID: 1, TID: 1, MntNS: 1, Set: true}
+	for _, c := range []struct {
+		name   string
+		params parameters
+		owner  process
+		want   bool
+	}{
+		{"its process id", parameters{"targ_pid": uint32(someone.PID)}, someone, true},
+		{"its thread id as process id", parameters{"targ_pid": uint32(someone.TID)}, someone, false},
+		{"its thread id", parameters{"targ_tid": uint32(someone.TID)}, someone, true},
+		{"its process id as thread id", parameters{"targ_tid": uint32(someone.PID)}, someone, false},
+		{"its user", parameters{"targ_uid": uint32(someone.UID)}, someone, true},
+		{"its group as user", parameters{"targ_uid": uint32(someone.GID)}, someone, false},
+		{"its group", parameters{"targ_gid": uint32(someone.GID)}, someone, true},
+		{"its user as group", parameters{"targ_gid": uint32(someone.UID)}, someone, false},
+		{"its command", parameters{"targ_comm": comm(someone.Comm)}, someone, true},
+		{"the start of its command", parameters{"targ_comm": comm("fifteen")}, someone, false},
+		{"root, for root", parameters{"targ_uid": uint32(0)}, root, true},
+		{"root, for another", parameters{"targ_uid": uint32(0)}, someone, false},
+		{
+			"its process id, another's user",
+			parameters{"targ_pid": uint32(someone.PID), "targ_uid": uint32(0)},
+			someone, false,
+		},
+		{"containers, for none of them", parameters{"gadget_filter_by_mntns": true}, someone, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			g := load(t, c.params)
+			if err := g.own(someNetNS, family(tcp4), protoTCP, tcp4.dport, false, c.owner); err != nil {
+				t.Fatal(err)
+			}
+			var want []event
+			if c.want {
+				want = []event{owned(tcp4.event(false, someNetNS), c.owner)}
+			}
+			got, err := g.verdict(tcp4.frame(), someNetNS)
+			if err := errors.Join(err, difference(tcp4.frame(), got, want)); err != nil {
+				t.Errorf("with %v: %v", c.params, err)
+			}
+		})
+	}
+}
