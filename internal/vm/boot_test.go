@@ -140,8 +140,8 @@ bpf
 	if got := stderr.String(); got != "problem\n" {
 		t.Errorf("standard error: got %q, want %q", got, "problem\n")
 	}
-	if result.ExitStatus != 7 || result.Boot <= 0 || result.Command <= 0 {
-		t.Errorf("got %+v, want exit status 7 and times", result)
+	if result.ExitStatus != 7 || result.Boot <= 0 || result.Command <= 0 || result.Accelerator == "" {
+		t.Errorf("got %+v, want exit status 7, times and what ran it", result)
 	}
 	if log, err := os.ReadFile(c.Console); err != nil || !bytes.Contains(log, []byte("Linux version")) {
 		t.Errorf("console log that was asked for: %d bytes, %v; want a kernel's log", len(log), err)

@@ -3,6 +3,7 @@
 package vm
 
 import (
+	"errors"
 	"fmt"
 	"os/exec"
 	"strings"
@@ -15,7 +16,7 @@ const busyboxPath = "/bin/busybox"
 func Busybox() ([]File, error) {
 	host, err := exec.LookPath("busybox")
 	if err != nil {
-		return nil, fmt.Errorf("busybox not found: install it (Debian, Ubuntu: apt-get install busybox-static)")
+		return nil, errors.New("busybox not found: install it (Debian, Ubuntu: apt-get install busybox-static)")
 	}
 	loader, err := interpreter(host)
 	if err != nil {
@@ -29,7 +30,7 @@ func Busybox() ([]File, error) {
 		return nil, fmt.Errorf("%s --list-full: %w", host, err)
 	}
 	files := []File{{Guest: busyboxPath, Host: host}, {Guest: "/bin/sh", Link: busyboxPath}}
-	for _, applet := range strings.Fields(string(out)) {
+	for applet := range strings.FieldsSeq(string(out)) {
 		if p := "/" + applet; p != busyboxPath && p != "/bin/sh" {
 			files = append(files, File{Guest: p, Link: busyboxPath})
 		}

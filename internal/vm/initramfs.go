@@ -15,8 +15,9 @@ import (
 	"path"
 	"path/filepath"
 
-	"gadget.example/network/internal/vm/guest"
 	"github.com/u-root/u-root/pkg/cpio"
+
+	"gadget.example/network/internal/vm/guest"
 )
 
 // packInitramfs writes the guest's root file system into a file that has no name any more, so that nothing is left
@@ -237,7 +238,7 @@ func interpreter(p string) (string, error) {
 	defer f.Close()
 	e, err := elf.NewFile(f)
 	if err != nil {
-		return "", nil //nolint:nilerr // no ELF file
+		return "", nil // no ELF file
 	}
 	for _, prog := range e.Progs {
 		if prog.Type == elf.PT_INTERP {

@@ -92,7 +92,7 @@ func TestFetchThatFailsSaysWhatToDoAndLeavesNothing(t *testing.T) {
 		{"lists know nothing", "apt-cache", "exit 0", "apt-get update"},
 		{"lists are old", "apt-get", "echo 'E: 404' >&2; exit 100", "apt-get update"},
 		{"package is broken", "dpkg-deb", "echo 'not an archive' >&2; exit 2", "not an archive"},
-		{"no kernel in it", "dpkg-deb", `mkdir -p "$3"`, "0 kernels in boot"},
+		{"no kernel in it", "dpkg-deb", `mkdir -p "$3"`, "0 kernels in it"},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {

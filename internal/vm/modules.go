@@ -129,7 +129,7 @@ func (t *moduleTree) soft(softdeps []string) ([]string, error) {
 	for _, s := range softdeps {
 		_, s, _ = strings.Cut(s, "pre:")
 		s, _, _ = strings.Cut(s, "post:")
-		for _, dep := range strings.Fields(s) {
+		for dep := range strings.FieldsSeq(s) {
 			if _, ok := t.files[moduleName(dep)]; ok || t.builtin[moduleName(dep)] {
 				names = append(names, moduleName(dep))
 				continue

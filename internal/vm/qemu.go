@@ -14,27 +14,27 @@ import (
 	"strings"
 	"syscall"
 
-	"gadget.example/network/internal/vm/guest"
 	"golang.org/x/sys/unix"
+
+	"gadget.example/network/internal/vm/guest"
 )
 
 // machine is how QEMU plays one architecture.
 type machine struct {
-	binary  string
-	pkg     string // the Debian and Ubuntu package with the binary
-	console string // the kernel's name of the first serial port
-	options []string
+	binary   string
+	pkg      string // the Debian and Ubuntu package with the binary
+	console  string // the kernel's name of the first serial port
+	platform string // -machine
+	cpu      string // -cpu, where QEMU emulates it; KVM gives the guest the host's own
 }
 
 // machines is by Go's (and Debian's) name of the architecture.
 var machines = map[string]machine{
 	// Five-level page tables, part of "max", cost an emulated guest a level in every walk.
-	"amd64": {"qemu-system-x86_64", "qemu-system-x86", "ttyS0", []string{"-machine", "q35", "-cpu", "max,la57=off"}},
+	"amd64": {"qemu-system-x86_64", "qemu-system-x86", "ttyS0", "q35", "max,la57=off"},
+	// Pointer authentication, part of "max", is dear to emulate. The newest interrupt controller that there is: KVM has the host's.
+	"arm64": {"qemu-system-aarch64", "qemu-system-arm", "ttyAMA0", "virt,gic-version=max", "cortex-a57"},
 }
-
-// accelerator is QEMU's -accel. One thread for all of the guest's CPUs: with several, the guest panics now and then while
-// it patches its own code.
-func accelerator() string { return "tcg,thread=single" }
 
 func machineFor(arch string) (machine, error) {
 	m, ok := machines[arch]
@@ -58,24 +58,36 @@ const (
 	imageFD = 4
 )
 
-// args is QEMU's command line. A panic or an oops reboots the guest at once (panic=-1, oops=panic), and a reboot ends
-// QEMU (-no-reboot).
-func (m machine) args(c Config, console string) []string {
-	return append(m.options[:len(m.options):len(m.options)],
-		"-accel", accelerator(),
-		"-m", strconv.Itoa(c.MemoryMiB)+"M",
-		"-smp", strconv.Itoa(c.CPUs),
-		"-nodefaults", "-no-user-config", "-no-reboot",
-		"-display", "none",
-		"-kernel", c.Kernel.Image,
+// args is QEMU's command line.
+func (m machine) args(c Config, accel, console string) []string {
+	return append(m.computer(c, accel, "rdinit="+guest.InitPath),
 		"-initrd", fmt.Sprintf("/proc/self/fd/%d", imageFD),
-		"-append", fmt.Sprintf("console=%s panic=-1 oops=panic rdinit=%s", m.console, guest.InitPath),
 		"-chardev", "file,id=console,path="+strings.ReplaceAll(console, ",", ",,"),
 		"-serial", "chardev:console",
 		"-device", "virtio-serial-pci",
 		"-chardev", fmt.Sprintf("socket,id=port,fd=%d", portFD),
 		"-device", "virtserialport,chardev=port,name="+guest.PortName,
 	)
+}
+
+// computer is the part of the command line that makes a computer and starts a kernel. A panic or an oops reboots the guest
+// at once (panic=-1, oops=panic), and a reboot ends QEMU (-no-reboot).
+func (m machine) computer(c Config, accel, parameters string) []string {
+	cpu, engine := m.cpu, "tcg,thread=single"
+	if accel == kvm {
+		cpu, engine = "host", kvm
+	}
+	return []string{
+		"-machine", m.platform,
+		"-cpu", cpu,
+		"-accel", engine,
+		"-m", strconv.Itoa(c.MemoryMiB) + "M",
+		"-smp", strconv.Itoa(c.CPUs),
+		"-nodefaults", "-no-user-config", "-no-reboot",
+		"-display", "none",
+		"-kernel", c.Kernel.Image,
+		"-append", fmt.Sprintf("console=%s panic=-1 oops=panic %s", m.console, parameters),
+	}
 }
 
 // qemu is a running QEMU.

@@ -7,6 +7,8 @@
 // (package init beside this one) that mounts what commands expect, loads modules, runs the command and powers off. Output
 // comes back through a virtio-serial port, exactly and completely; the kernel's console goes to a log of its own.
 //
+// Kernels come from apt: the machine's own (FetchKernel), or one of Debian's by name (Fetch, Kernels).
+//
 // QEMU is driven directly: the library for this, hugelgupf/vmtest, has had no release, and no commit since March 2024.
 // The initramfs is written by u-root's cpio package.
 package vm
@@ -25,7 +27,7 @@ import (
 
 // Config says what to boot and what to run in it.
 type Config struct {
-	// Kernel is the kernel to boot; FetchKernel gives one.
+	// Kernel is the kernel to boot; Fetch gives one.
 	Kernel Kernel
 	// Files are put into the guest's root file system, which is in its memory. Missing parent directories are made. Of two
 	// files with one guest path the first counts.
@@ -79,6 +81,8 @@ type Result struct {
 	Boot time.Duration
 	// Command is the time from there until its end is known.
 	Command time.Duration
+	// Accelerator is what ran the guest: "kvm" where that works, or else "tcg", which emulates it.
+	Accelerator string
 }
 
 // GuestError says why a guest gave no exit status: it panicked, did not end in time, ran out of memory, powered off by
@@ -120,6 +124,7 @@ func Run(ctx context.Context, c Config) (Result, error) {
 	if err != nil {
 		return Result{}, err
 	}
+	accel := trials.accelerator(ctx, m, binary, c)
 	image, err := packInitramfs(ctx, c)
 	if err != nil {
 		return Result{}, fmt.Errorf("make the guest's initramfs: %w", err)
@@ -130,11 +135,11 @@ func Run(ctx context.Context, c Config) (Result, error) {
 		return Result{}, err
 	}
 	start := time.Now()
-	q, err := startQEMU(ctx, binary, m.args(c, console.path), image)
+	q, err := startQEMU(ctx, binary, m.args(c, accel, console.path), image)
 	if err != nil {
 		return Result{}, errors.Join(err, console.discard())
 	}
-	s := session{config: c, start: start}
+	s := session{config: c, start: start, result: Result{Accelerator: accel}}
 	talkErr := s.talk(q.port)
 	if talkErr != nil {
 		q.kill() // what it says makes no sense any more

@@ -211,6 +211,7 @@ func TestInitramfsHoldsFilesAfterTheirFolders(t *testing.T) {
 
 // TestRunRefusesWhatCannotWork needs no QEMU: each of these ends before one starts.
 func TestRunRefusesWhatCannotWork(t *testing.T) {
+	withoutKVM(t)
 	bin := t.TempDir()
 	write(t, filepath.Join(bin, "qemu-system-x86_64"), "#!/bin/sh\nexit 1\n", 0o755)
 	sh, err := filepath.EvalSymlinks("/bin/sh")
@@ -256,6 +257,7 @@ func TestRunRefusesWhatCannotWork(t *testing.T) {
 }
 
 func TestQEMUThatFailsIsTheReason(t *testing.T) {
+	withoutKVM(t)
 	bin := t.TempDir()
 	write(t, filepath.Join(bin, "qemu-system-x86_64"), "#!/bin/sh\necho 'no such machine' >&2\nexit 1\n", 0o755)
 	write(t, filepath.Join(bin, "init"), "the init", 0o755)

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Command boot runs a command in a virtual machine with a kernel of this machine's distribution, and exits as the command
-// did.
+// Command boot runs a command in a virtual machine, with a kernel of this machine's distribution or one of Debian's by
+// name, and exits as the command did.
 //
-//	go run ./internal/vm/boot --busybox --module veth -- uname -a
+//	go run ./internal/vm/boot --busybox --module veth --kernel 6.12 -- uname -a
 package main
 
 import (
@@ -16,11 +16,13 @@ import (
 	"syscall"
 	"time"
 
-	"gadget.example/network/internal/vm"
 	"github.com/spf13/cobra"
+
+	"gadget.example/network/internal/vm"
 )
 
 type options struct {
+	kernel  string
 	cache   string
 	files   []string
 	busybox bool
@@ -43,9 +45,10 @@ func newCommand(status *int) *cobra.Command {
 	var o options
 	cmd := &cobra.Command{
 		Use:   "boot [flags] -- COMMAND [ARG...]",
-		Short: "Run a command in a virtual machine, with a kernel of this machine's distribution",
-		Long: `Run a command in a virtual machine, with a kernel of this machine's distribution.
+		Short: "Run a command in a virtual machine, with a kernel of this machine's distribution or of Debian's",
+		Long: `Run a command in a virtual machine, with a kernel of this machine's distribution or of Debian's.
 
+` + kernelList() + `
 The exit status is the command's; 125 if it has none, because the machine could not be
 made, panicked or did not end in time.`,
 		Args:          cobra.MinimumNArgs(1),
@@ -60,7 +63,8 @@ made, panicked or did not end in time.`,
 	}
 	f := cmd.Flags()
 	f.SetInterspersed(false)
-	f.StringVar(&o.cache, "kernel-cache", "", "folder for the kernel (default: gadget-network/kernels in the user's cache folder)")
+	f.StringVar(&o.kernel, "kernel", "", "name of the kernel (default: the newest of this machine's distribution)")
+	f.StringVar(&o.cache, "kernel-cache", "", "folder for kernels (default: gadget-network/kernels in the user's cache folder)")
 	f.StringArrayVar(&o.config.Modules, "module", nil, "kernel module to load first, with what it depends on; repeatable")
 	f.StringArrayVar(&o.files, "file", nil, "HOST:GUEST, a file or folder to put into the machine; repeatable")
 	f.BoolVar(&o.busybox, "busybox", false, "put this machine's static busybox into the machine, as its shell and commands")
@@ -71,6 +75,16 @@ made, panicked or did not end in time.`,
 	f.IntVar(&o.config.CPUs, "cpus", 2, "the machine's processors")
 	f.StringVar(&o.config.Console, "console", "", "file to keep the kernel's console log in")
 	return cmd
+}
+
+// kernelList is the table of --kernel's names for the help.
+func kernelList() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%-14s %-7s %-18s %s\n", "KERNEL", "ARCH", "DEBIAN'S SUITE", "PACKAGE")
+	for _, s := range vm.Kernels() {
+		fmt.Fprintf(&b, "%-14s %-7s %-18s %s\n", s.Name, s.Arch, s.Suite, s.Package)
+	}
+	return b.String()
 }
 
 func (o *options) run(ctx context.Context) (int, error) {
@@ -91,7 +105,7 @@ func (o *options) run(ctx context.Context) (int, error) {
 		c.Files = append(c.Files, files...)
 	}
 	var err error
-	if c.Kernel, err = fetch(ctx, o.cache); err != nil {
+	if c.Kernel, err = fetch(ctx, o.kernel, o.cache); err != nil {
 		return 0, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, o.timeout)
@@ -100,12 +114,12 @@ func (o *options) run(ctx context.Context) (int, error) {
 	return result.ExitStatus, err
 }
 
-func fetch(ctx context.Context, dir string) (vm.Kernel, error) {
+func fetch(ctx context.Context, name, dir string) (vm.Kernel, error) {
 	if dir == "" {
 		var err error
 		if dir, err = vm.DefaultCache(); err != nil {
 			return vm.Kernel{}, err
 		}
 	}
-	return vm.FetchKernel(ctx, dir, os.Stderr)
+	return vm.Fetch(ctx, name, dir, os.Stderr)
 }

@@ -10,8 +10,9 @@ import (
 	"strconv"
 	"strings"
 
-	"gadget.example/network/internal/vm/guest"
 	"golang.org/x/sys/unix"
+
+	"gadget.example/network/internal/vm/guest"
 )
 
 type mount struct {

@@ -13,8 +13,9 @@ import (
 	"os"
 	"sync"
 
-	"gadget.example/network/internal/vm/guest"
 	"golang.org/x/sys/unix"
+
+	"gadget.example/network/internal/vm/guest"
 )
 
 func main() {

@@ -9,8 +9,9 @@ import (
 	"path/filepath"
 	"strings"
 
-	"gadget.example/network/internal/vm/guest"
 	"golang.org/x/sys/unix"
+
+	"gadget.example/network/internal/vm/guest"
 )
 
 // openPort loads the port's drivers and opens the port when it is there. The kernel finds the port and learns its name

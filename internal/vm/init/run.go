@@ -9,8 +9,9 @@ import (
 	"os/exec"
 	"strings"
 
-	"gadget.example/network/internal/vm/guest"
 	"golang.org/x/sys/unix"
+
+	"gadget.example/network/internal/vm/guest"
 )
 
 const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
