@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"slices"
 	"time"
@@ -42,12 +43,13 @@ func parseRunFlags(cmd *cobra.Command, args []string) (*runFlags, error) {
 		}
 	}
 
-	// Our own flags first: the image that they name has the others.
-	own := f.ownFlags()
-	own.ParseErrorsAllowlist.UnknownFlags = true
-	own.SetOutput(io.Discard)
-	if err := own.Parse(args); err != nil && !errors.Is(err, pflag.ErrHelp) {
-		return nil, err
+	// Our own flags and those for every image first: the image has the others.
+	first := f.ownFlags()
+	addParams(first, gadget.GlobalParams())
+	first.ParseErrorsAllowlist.UnknownFlags = true
+	first.SetOutput(io.Discard)
+	if err := first.Parse(args); err != nil && !errors.Is(err, pflag.ErrHelp) {
+		return nil, withHint(err)
 	}
 	help := slices.Contains(args, "-h") || slices.Contains(args, "--help")
 	cmd.Flags().AddFlagSet(f.ownFlags())
@@ -62,7 +64,7 @@ func parseRunFlags(cmd *cobra.Command, args []string) (*runFlags, error) {
 		log.SetLevel(log.ErrorLevel)
 	}
 
-	all, err := gadget.Params(cmd.Context(), f.options.Image)
+	all, err := gadget.Params(cmd.Context(), f.options.Image, setParams(first))
 	if err != nil {
 		return nil, err
 	}
@@ -116,19 +118,27 @@ func (v *paramValue) Set(value string) error {
 
 func (f *runFlags) parse(flags *pflag.FlagSet, args []string) error {
 	if err := flags.Parse(args); err != nil {
-		return fmt.Errorf("%w; `netgadget run --help` lists the flags", err)
+		return withHint(err)
 	}
 	if flags.NArg() > 0 {
 		return fmt.Errorf("what does %q mean? A command to run follows --", flags.Arg(0))
 	}
-	f.options.Params = map[string]string{}
-	for name, value := range defaults {
-		f.options.Params[name] = value
-	}
+	f.options.Params = maps.Clone(defaults)
+	maps.Copy(f.options.Params, setParams(flags))
+	return nil
+}
+
+// setParams are the parameters that the command line sets.
+func setParams(flags *pflag.FlagSet) map[string]string {
+	values := map[string]string{}
 	flags.Visit(func(flag *pflag.Flag) {
 		if v, ok := flag.Value.(*paramValue); ok {
-			f.options.Params[flag.Name] = v.String()
+			values[flag.Name] = v.String()
 		}
 	})
-	return nil
+	return values
+}
+
+func withHint(err error) error {
+	return fmt.Errorf("%w; `netgadget run --help` lists the flags", err)
 }

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"slices"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -40,7 +41,9 @@ func newRunCommand() *cobra.Command {
 		if err != nil {
 			return failure(args, err)
 		}
-		if err := preflight.Missing(preflight.Run()); err != nil {
+		host := preflight.ThisHost()
+		host.AutoMount = flags.options.AutoMount
+		if err := preflight.Missing(host.Run()); err != nil {
 			return failure(args, err)
 		}
 		if len(flags.command) > 0 {
@@ -82,10 +85,8 @@ func runCommand(ctx context.Context, flags *runFlags) error {
 
 // failure is an error of netgadget's own, before a command, if any, was run.
 func failure(args []string, err error) error {
-	for _, arg := range args {
-		if arg == "--" {
-			return exitStatus{status: statusOwnFailure, err: err}
-		}
+	if slices.Contains(args, "--") {
+		return exitStatus{status: statusOwnFailure, err: err}
 	}
 	return err
 }

@@ -29,7 +29,6 @@ import (
 // The sentinel is written by a program of our own and not caused by the
 // datagram: no filter that the user asked for can hold it back.
 type drain struct {
-	events  *ebpf.Map
 	program *ebpf.Program
 
 	// Sentinels that a full ring refused: the kernel counts them as lost.

@@ -18,6 +18,7 @@ import (
 	"github.com/inspektor-gadget/inspektor-gadget/pkg/operators"
 	"github.com/inspektor-gadget/inspektor-gadget/pkg/operators/simple"
 	"github.com/inspektor-gadget/inspektor-gadget/pkg/runtime/local"
+	"github.com/inspektor-gadget/inspektor-gadget/pkg/utils/host"
 )
 
 // drainTimeout bounds the wait for the last events: a reader that does not
@@ -36,6 +37,11 @@ type Options struct {
 
 	// Verbose passes IG's own messages below a warning on to standard error.
 	Verbose bool
+
+	// AutoMount makes IG mount bpffs, debugfs and tracefs where they are not, for
+	// good. Without, the lack of the latter two is an error. The first run of a
+	// process decides.
+	AutoMount bool
 
 	// MountNS, if not 0, is the inode number of a mount namespace: only
 	// attempts of processes in it are reported.
@@ -70,6 +76,9 @@ func Run(ctx context.Context, o Options) (err error) {
 	if err := conflicts(o.Params); err != nil {
 		return err
 	}
+	if err := host.Init(host.Config{AutoMountFilesystems: o.AutoMount}); err != nil {
+		return err
+	}
 	runtime := local.New()
 	if err := runtime.Init(nil); err != nil {
 		return err
@@ -84,7 +93,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	// IG must outlive ctx by the time that it takes to drain.
 	igCtx, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
-	gadgetCtx, err := o.Image.context(igCtx, append(ops, r.operator()), gadgetcontext.WithLogger(r.log))
+	gadgetCtx, err := o.Image.context(igCtx, append(ops, r.operators()...), gadgetcontext.WithLogger(r.log))
 	if err != nil {
 		return err
 	}
@@ -102,7 +111,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	return errors.Join(err, <-ended, r.log.err(), r.lost())
 }
 
-// run is one run of the gadget: an operator among IG's.
+// run is one run of the gadget: operators among IG's.
 type run struct {
 	options Options
 	log     *log
@@ -135,20 +144,28 @@ func (r *run) follow(ctx context.Context, ended chan error) error {
 	return errors.Join(err, r.drain.wait(drainCtx))
 }
 
-// Priorities in IG's order: before everything that reads events, and behind
-// everything that writes to them but before the command line's printer.
+// Priorities in IG's order: of events, before everything that reads them, and
+// behind everything that writes to them but before the command line's printer;
+// of operators, behind the one that reads the image (-1000), and before the
+// formatters (0), which hide the fields that they format.
 const (
-	priorityFirst = -1_000_000
-	priorityLast  = 9_000
+	priorityFirst  = -1_000_000
+	priorityFields = -500
+	priorityLast   = 9_000
 )
 
-func (r *run) operator() operators.DataOperator {
-	return simple.New("network",
-		simple.WithPriority(priorityLast),
-		simple.OnInit(r.init),
-		simple.OnPreStart(r.preStart),
-		simple.OnStart(r.start),
-	)
+func (r *run) operators() []operators.DataOperator {
+	return []operators.DataOperator{
+		simple.New("network-fields",
+			simple.WithPriority(priorityFields),
+			simple.OnInit(r.init),
+		),
+		simple.New("network",
+			simple.WithPriority(priorityLast),
+			simple.OnPreStart(r.preStart),
+			simple.OnStart(r.start),
+		),
+	}
 }
 
 func (r *run) init(gadgetCtx operators.GadgetContext) error {

@@ -30,11 +30,11 @@ type Image struct {
 
 // context makes the context that IG runs the image in.
 func (i Image) context(ctx context.Context, ops []operators.DataOperator, options ...gadgetcontext.Option) (*gadgetcontext.GadgetContext, error) {
-	name := i.Name
-	if name == "" {
-		name = image.Name
-	}
 	target, err := i.target(ctx)
+	if err != nil {
+		return nil, err
+	}
+	name, err := i.name()
 	if err != nil {
 		return nil, err
 	}
@@ -43,6 +43,20 @@ func (i Image) context(ctx context.Context, ops []operators.DataOperator, option
 	}
 	options = append(options, gadgetcontext.WithDataOperators(ops...))
 	return gadgetcontext.New(ctx, name, options...), nil
+}
+
+// defaultName is how an archive holds the image, unless Name says otherwise.
+const defaultName = "network:latest"
+
+func (i Image) name() (string, error) {
+	switch {
+	case i.Name != "":
+		return i.Name, nil
+	case i.File != "":
+		return defaultName, nil
+	default:
+		return image.Name()
+	}
 }
 
 // target opens what holds the image; nil is IG's local store.

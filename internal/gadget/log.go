@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"sync"
 
 	"github.com/inspektor-gadget/inspektor-gadget/pkg/logger"
@@ -19,6 +20,11 @@ const (
 	readFormat    = "error reading event: %v"
 	processFormat = "error processing event: %v"
 )
+
+// IG's library takes itself for v0.0.0 where it is not linked into its own
+// programs, and so warns of every image (checkBuilderVersion in
+// pkg/operators/oci-handler/oci.go).
+const builderFormat = "This gadget was built with ig %s and it's being run with v%s. Gadget could be incompatible"
 
 // log is IG's logger for one run. It counts lost events and keeps the errors,
 // so that the run can end with them.
@@ -76,6 +82,12 @@ func (s *sink) Logf(severity logger.Level, format string, params ...any) {
 		severity = logger.ErrorLevel
 	case readFormat, processFormat:
 		severity = logger.ErrorLevel
+	case builderFormat:
+		library := libraryVersion()
+		if params[0] == library {
+			return
+		}
+		params = []any{params[0], strings.TrimPrefix(library, "v")}
 	}
 	s.write(severity, fmt.Sprintf(format, params...))
 }

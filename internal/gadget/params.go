@@ -31,18 +31,29 @@ import (
 // a run only when it is asked for.
 const outputParam = "output"
 
-// Params lists what Options.Params can hold for an image: the parameters of
-// IG's operators and those of the gadget.
-func Params(ctx context.Context, image Image) (params.Params, error) {
-	ops := dataOperators(true)
+// GlobalParams lists those parameters of Options.Params that are there for every
+// image: how it is fetched and verified is among them.
+func GlobalParams() params.Params {
 	var all params.Params
-	for _, op := range ops {
+	for _, op := range append(dataOperators(true), ocihandler.New()) {
 		all.Add(*globalParams(op)...)
 	}
-	instance, err := instanceParams(ctx, image, ops)
+	return all
+}
+
+// Params lists what Options.Params can hold for an image: the parameters of
+// IG's operators and those of the gadget. The image is read as the global ones
+// among values say.
+func Params(ctx context.Context, image Image, values map[string]string) (params.Params, error) {
+	oci, err := newOCIHandler(maps.Clone(values))
 	if err != nil {
 		return nil, err
 	}
+	instance, err := instanceParams(ctx, image, append(dataOperators(true), oci))
+	if err != nil {
+		return nil, err
+	}
+	all := GlobalParams()
 	for _, p := range instance {
 		all.Add(apihelpers.ParamToParamDesc(p).ToParam())
 	}
@@ -51,15 +62,20 @@ func Params(ctx context.Context, image Image) (params.Params, error) {
 
 // prepare sets up the operators and sorts the parameters to them.
 func (o Options) prepare(ctx context.Context) ([]operators.DataOperator, api.ParamValues, error) {
-	_, print := o.Params[outputParam]
-	ops := dataOperators(print)
+	rest := maps.Clone(o.Params) // what nobody took yet
+	oci, err := newOCIHandler(rest)
+	if err != nil {
+		return nil, nil, err
+	}
+	_, printed := o.Params[outputParam]
+	others := dataOperators(printed)
+	ops := append(slices.Clone(others), oci)
 	instance, err := instanceParams(ctx, o.Image, ops)
 	if err != nil {
 		return nil, nil, err
 	}
 
 	values := api.ParamValues{}
-	rest := maps.Clone(o.Params)
 	for _, p := range instance {
 		value, ok := o.Params[p.Key]
 		if !ok {
@@ -71,7 +87,7 @@ func (o Options) prepare(ctx context.Context) ([]operators.DataOperator, api.Par
 		values[p.Prefix+p.Key] = value
 		delete(rest, p.Key)
 	}
-	if err := initOperators(ops, rest); err != nil {
+	if err := initOperators(others, rest); err != nil {
 		return nil, nil, err
 	}
 	if len(rest) > 0 {
@@ -81,18 +97,26 @@ func (o Options) prepare(ctx context.Context) ([]operators.DataOperator, api.Par
 	return ops, values, nil
 }
 
-// dataOperators are IG's, by name; with its command line printer or without.
-func dataOperators(print bool) []operators.DataOperator {
+// dataOperators are IG's, by name, but for the one that reads the image; with
+// its command line printer or without.
+func dataOperators(printed bool) []operators.DataOperator {
 	registered := operators.GetDataOperators()
 	ops := make([]operators.DataOperator, 0, len(registered)+2)
 	for _, name := range slices.Sorted(maps.Keys(registered)) {
 		ops = append(ops, registered[name])
 	}
-	ops = append(ops, ocihandler.OciHandler)
-	if print {
+	if printed {
 		ops = append(ops, clioperator.CLIOperator)
 	}
 	return ops
+}
+
+// newOCIHandler makes what reads the image, and takes its parameters out of
+// values. Each run has one of its own: the first use initializes it, with
+// defaults unless somebody did before.
+func newOCIHandler(values map[string]string) (operators.DataOperator, error) {
+	oci := ocihandler.New()
+	return oci, initOperator(oci, values)
 }
 
 func globalParams(op operators.DataOperator) *params.Params {
@@ -117,33 +141,45 @@ var initialized = struct {
 	ops map[string]bool
 }{ops: map[string]bool{}}
 
-// initOperators initializes operators with their global parameters, and takes
-// these out of values.
+// initOperators initializes operators, those that were not, with their global
+// parameters, and takes these out of values.
 func initOperators(ops []operators.DataOperator, values map[string]string) error {
 	initialized.Lock()
 	defer initialized.Unlock()
 	for _, op := range ops {
-		global := globalParams(op)
-		for _, p := range *global {
-			value, ok := values[p.Key]
-			if !ok {
-				continue
+		if !initialized.ops[op.Name()] {
+			if err := initOperator(op, values); err != nil {
+				return err
 			}
-			if initialized.ops[op.Name()] {
-				return fmt.Errorf("--%s can be given to the first run of a process only", p.Key)
-			}
-			if err := p.Set(value); err != nil {
-				return fmt.Errorf("--%s %q: %w", p.Key, value, err)
-			}
-			delete(values, p.Key)
-		}
-		if initialized.ops[op.Name()] {
+			initialized.ops[op.Name()] = true
 			continue
 		}
-		if err := op.Init(global); err != nil {
-			return fmt.Errorf("initializing %s: %w", op.Name(), err)
+		for _, p := range *globalParams(op) {
+			if _, ok := values[p.Key]; ok {
+				return fmt.Errorf("--%s can be given to the first run of a process only", p.Key)
+			}
 		}
-		initialized.ops[op.Name()] = true
+	}
+	return nil
+}
+
+func initOperator(op operators.DataOperator, values map[string]string) error {
+	global := globalParams(op)
+	for _, p := range *global {
+		value, ok := values[p.Key]
+		if !ok {
+			continue
+		}
+		if err := p.Validate(value); err != nil {
+			return fmt.Errorf("--%s %q: %w", p.Key, value, err)
+		}
+		if err := p.Set(value); err != nil {
+			return fmt.Errorf("--%s %q: %w", p.Key, value, err)
+		}
+		delete(values, p.Key)
+	}
+	if err := op.Init(global); err != nil {
+		return fmt.Errorf("initializing %s: %w", op.Name(), err)
 	}
 	return nil
 }

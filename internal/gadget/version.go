@@ -17,16 +17,25 @@ type Versions struct {
 
 // ReadVersions reads them from the binary.
 func ReadVersions() (Versions, error) {
-	v := Versions{Netgadget: "unknown", InspektorGadget: "unknown"}
+	v := Versions{Netgadget: unknownVersion, InspektorGadget: libraryVersion()}
 	if info, ok := debug.ReadBuildInfo(); ok {
 		v.Netgadget = info.Main.Version
-		for _, dep := range info.Deps {
-			if dep.Path == "github.com/inspektor-gadget/inspektor-gadget" {
-				v.InspektorGadget = dep.Version
-			}
-		}
 	}
 	digest, err := image.Digest()
 	v.Image = digest
 	return v, err
+}
+
+const unknownVersion = "unknown"
+
+// libraryVersion is the version of IG that this binary was built with.
+func libraryVersion() string {
+	if info, ok := debug.ReadBuildInfo(); ok {
+		for _, dep := range info.Deps {
+			if dep.Path == "github.com/inspektor-gadget/inspektor-gadget" {
+				return dep.Version
+			}
+		}
+	}
+	return unknownVersion
 }

@@ -48,9 +48,9 @@ func without(prefixes ...string) tree {
 }
 
 // with is the tree with one file's text changed.
-func (t tree) with(name, text string) tree {
-	t[name] = text
-	return t
+func (tr tree) with(name, text string) tree {
+	tr[name] = text
+	return tr
 }
 
 func (tr tree) host(t *testing.T) Host {

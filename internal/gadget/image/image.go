@@ -14,10 +14,6 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// Name is the name under which the embedded layout holds the image, as
-// `ig image build -t` normalizes it.
-const Name = "network:latest"
-
 // ErrMissing is returned when the binary was built before the image was.
 var ErrMissing = errors.New("this binary holds no gadget image: build it with `make build`")
 
@@ -37,24 +33,37 @@ func Layout() (fs.FS, error) {
 	return sub, nil
 }
 
+// Name returns the embedded image's name, as ig completed the one that it was
+// built under.
+func Name() (string, error) {
+	m, err := manifest()
+	return m.Annotations[ocispec.AnnotationRefName], err
+}
+
 // Digest returns the digest of the embedded image, of all its architectures.
 func Digest() (string, error) {
-	sub, err := Layout()
+	m, err := manifest()
+	return m.Digest.String(), err
+}
+
+// manifest is the entry of the layout's index that has a name: the image.
+func manifest() (ocispec.Descriptor, error) {
+	layout, err := Layout()
 	if err != nil {
-		return "", err
+		return ocispec.Descriptor{}, err
 	}
-	text, err := fs.ReadFile(sub, ocispec.ImageIndexFile)
+	text, err := fs.ReadFile(layout, ocispec.ImageIndexFile)
 	if err != nil {
-		return "", fmt.Errorf("reading the embedded gadget image: %w", err)
+		return ocispec.Descriptor{}, fmt.Errorf("reading the embedded gadget image: %w", err)
 	}
 	var index ocispec.Index
 	if err := json.Unmarshal(text, &index); err != nil {
-		return "", fmt.Errorf("reading the embedded gadget image: %w", err)
+		return ocispec.Descriptor{}, fmt.Errorf("reading the embedded gadget image: %w", err)
 	}
 	for _, m := range index.Manifests {
 		if m.Annotations[ocispec.AnnotationRefName] != "" {
-			return m.Digest.String(), nil
+			return m, nil
 		}
 	}
-	return "", ErrMissing
+	return ocispec.Descriptor{}, ErrMissing
 }
