@@ -7,23 +7,32 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
 MAKEFLAGS += --no-print-directory
 
 IMAGE ?= network:latest
 # where the image is compiled: auto, container (IG's builder image) or local (clang)
 BUILDER ?= auto
+# how long `make fuzz` looks for new inputs
+FUZZTIME ?= 1m
 # the image's date: that of the last commit, so that a build can be repeated
 SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
 export SOURCE_DATE_EPOCH
 
 IG_MODULE := github.com/inspektor-gadget/inspektor-gadget
 IG_VERSION := $(shell awk '$$1 == "$(IG_MODULE)" { print $$2 }' go.mod)
+GOLANGCI_LINT_VERSION := v2.15.0
+GOFUMPT_VERSION := v0.12.0
+ACTIONLINT_VERSION := v1.7.12
+
+# A user who is not root is asked for root where the recipe says so.
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
+ASK_ROOT := $(if $(SUDO),test/ask-root,:)
 
 BUILD := $(CURDIR)/build
+TOOLS := $(BUILD)/bin
 INCLUDE := $(BUILD)/include
 LAYOUT := internal/gadget/image/layout
-KERNELS := $(BUILD)/kernels
 # The user's own ig serves when it has the version of the library.
 IG := $(shell ig version 2>/dev/null | grep -qx '$(IG_VERSION)' && command -v ig || echo $(BUILD)/ig)
 
@@ -33,9 +42,10 @@ GADGET_SOURCES := program.bpf.c program.h gadget.yaml $(wildcard ebpf/*.h)
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
+FORCE:
+
 # --- what the machine needs ---------------------------------------------------
 
-# Installs the packages of $(1) whose command $(2) is missing.
 .PHONY: deps
 deps: ## install the Debian or Ubuntu packages that are missing
 	@test/install-packages packages.txt
@@ -60,11 +70,17 @@ $(INCLUDE)/vmlinux.h: go.mod | $(BUILD)
 		'#elif defined(__TARGET_ARCH_arm64)' '#include <gadget/arm64/vmlinux.h>' \
 		'#else' '#error "no vmlinux.h for this architecture"' '#endif' > $@
 
+# What an image is made with, besides its sources: it changes when they do.
+$(BUILD)/image.options: FORCE | $(BUILD)
+	@options='$(IMAGE) $(BUILDER) $(IG_VERSION) $(SOURCE_DATE_EPOCH)'; \
+	[ "$$(cat $@ 2>/dev/null)" = "$$options" ] || echo "$$options" > $@
+
 .PHONY: image
 image: $(BUILD)/image.stamp ## build the gadget image into ig's store and into netgadget
 
-$(BUILD)/image.stamp: $(GADGET_SOURCES) $(IG) $(INCLUDE)/vmlinux.h | deps
-	@$(if $(SUDO),echo "asking for root: ig keeps images in /var/lib/ig";) \
+$(BUILD)/image.stamp: $(GADGET_SOURCES) test/build-image $(IG) $(INCLUDE)/vmlinux.h $(BUILD)/image.options | deps
+	@rm -f $@ $(BUILD)/network.tar
+	@$(ASK_ROOT) "ig keeps images in /var/lib/ig"; \
 	SUDO='$(SUDO)' IG='$(IG)' IG_VERSION='$(IG_VERSION)' INCLUDE='$(INCLUDE)' \
 		test/build-image $(BUILDER) $(IMAGE) $(CURDIR)
 	@$(SUDO) $(IG) image export $(IMAGE) $(BUILD)/network.tar >/dev/null
@@ -73,15 +89,99 @@ $(BUILD)/image.stamp: $(GADGET_SOURCES) $(IG) $(INCLUDE)/vmlinux.h | deps
 	tar -xf $(BUILD)/network.tar -C $(LAYOUT)
 	@touch $@
 
+# --- netgadget ----------------------------------------------------------------
+
 $(BUILD)/netgadget: $(BUILD)/image.stamp FORCE
 	@CGO_ENABLED=0 go build -trimpath -o $@ ./cmd/netgadget
 
-FORCE:
+$(BUILD)/boot: FORCE | $(BUILD)
+	@CGO_ENABLED=0 go build -trimpath -o $@ ./internal/vm/boot
 
 .PHONY: build
 build: $(BUILD)/netgadget ## build the gadget image and netgadget
 
+.PHONY: run
+run: build $(BUILD)/boot ## watch this machine's attempts to talk, or a VM's where it cannot
+	@SUDO='$(SUDO)' IG='$(IG)' IMAGE='$(IMAGE)' test/run
+
+# --- tests --------------------------------------------------------------------
+
+# What needs no root.
+PACKAGES := ./cmd/... ./internal/... ./test/report
+# As root, with a build cache of root's own, so that nothing of root's is left in
+# this user's.
+KEPT := PATH BUILDER E2E_IN
+AS_ROOT := $(if $(SUDO),-exec 'sudo env CGO_ENABLED=0 "IG=$(IG)" "GOMODCACHE=$(shell go env GOMODCACHE)" \
+	$(foreach name,$(KEPT),$(if $(filter-out file undefined,$(origin $(name))),"$(name)=$($(name))"))')
+GO_TEST := CGO_ENABLED=0 IG='$(IG)' go test -count=1 -json
+# A test that is skipped fails.
+REPORT := go run ./test/report
+
+.PHONY: test
+test: build ## pass all tests
+	@$(ASK_ROOT) "the tests load eBPF programs"
+	@{ status=0; $(GO_TEST) $(PACKAGES) || status=$$?; \
+	$(GO_TEST) -p 1 -timeout 30m $(AS_ROOT) ./test/unit ./test/image ./test/e2e || status=$$?; \
+	exit $$status; } | $(REPORT)
+
+.PHONY: test-unit
+test-unit: build ## pass the tests of the packages, and those of one packet, one verdict
+	@$(ASK_ROOT) "the tests load eBPF programs"
+	@{ status=0; $(GO_TEST) $(PACKAGES) || status=$$?; \
+	$(GO_TEST) $(AS_ROOT) ./test/unit || status=$$?; exit $$status; } | $(REPORT)
+
+.PHONY: test-image
+test-image: build ## pass the tests of the image: digest, metadata, registry, errors
+	@$(ASK_ROOT) "ig keeps images in /var/lib/ig"
+	@$(GO_TEST) $(AS_ROOT) ./test/image | $(REPORT)
+
+.PHONY: test-e2e
+test-e2e: build ## pass the tests with real traffic, in a VM where this machine cannot
+	@$(ASK_ROOT) "the tests load eBPF programs"
+	@$(GO_TEST) -timeout 30m $(AS_ROOT) ./test/e2e | $(REPORT)
+
+.PHONY: fuzz
+fuzz: build ## compare the filter with gopacket on random packets, for FUZZTIME (1m)
+	@$(ASK_ROOT) "the tests load eBPF programs"
+	@CGO_ENABLED=0 go test -run '^$$' -fuzz FuzzPacket -fuzztime $(FUZZTIME) $(AS_ROOT) ./test/unit
+
+# --- style --------------------------------------------------------------------
+
+$(TOOLS)/golangci-lint-$(GOLANGCI_LINT_VERSION):
+	@echo "building golangci-lint $(GOLANGCI_LINT_VERSION) (some minutes the first time)"
+	@$(call install,github.com/golangci/golangci-lint/v2/cmd/golangci-lint,$(GOLANGCI_LINT_VERSION))
+
+$(TOOLS)/gofumpt-$(GOFUMPT_VERSION):
+	@$(call install,mvdan.cc/gofumpt,$(GOFUMPT_VERSION))
+
+$(TOOLS)/actionlint-$(ACTIONLINT_VERSION):
+	@$(call install,github.com/rhysd/actionlint/cmd/actionlint,$(ACTIONLINT_VERSION))
+
+# Not in go.mod: what the tools depend on must not move what IG depends on.
+install = GOBIN=$(TOOLS) CGO_ENABLED=0 GOFLAGS= nice go install $(1)@$(2) && mv $(TOOLS)/$(notdir $(1)) $@
+
+GOLANGCI_LINT := $(TOOLS)/golangci-lint-$(GOLANGCI_LINT_VERSION)
+GOFUMPT := $(TOOLS)/gofumpt-$(GOFUMPT_VERSION)
+ACTIONLINT := $(TOOLS)/actionlint-$(ACTIONLINT_VERSION)
+# The scripts: what has the shell on its first line.
+SCRIPTS = $(shell grep -lE '^\#!(/usr/bin/env bash|/bin/sh)' .ci/* test/* 2>/dev/null)
+
+.PHONY: lint
+lint: $(GOLANGCI_LINT) $(GOFUMPT) $(ACTIONLINT) | deps ## check the style of Go, C, shell and workflows
+	@echo "clang-format"; clang-format --dry-run --Werror program.bpf.c program.h ebpf/*.h
+	@echo "gofumpt"; files=$$($(GOFUMPT) -l cmd internal test); \
+	[ -z "$$files" ] || { echo "not formatted by gofumpt:"; echo "$$files"; exit 1; } >&2
+	@echo "go mod tidy"; go mod tidy -diff
+	@echo "golangci-lint"; CGO_ENABLED=0 $(GOLANGCI_LINT) run ./...
+	@echo "shellcheck"; shellcheck $(SCRIPTS)
+	@echo "actionlint"; $(ACTIONLINT)
+	@echo "lint: clean"
+
+.PHONY: format
+format: $(GOLANGCI_LINT) | deps ## format Go and C
+	@$(GOLANGCI_LINT) fmt ./...
+	@clang-format -i program.bpf.c program.h ebpf/*.h
+
 .PHONY: clean
-clean: ## remove what was built, but not the downloaded kernels
-	@find $(BUILD) -mindepth 1 -maxdepth 1 ! -name kernels -exec rm -rf {} + 2>/dev/null || true
-	@rm -rf $(LAYOUT)/blobs $(LAYOUT)/index.json $(LAYOUT)/oci-layout
+clean: ## remove what was built
+	@rm -rf $(BUILD) $(LAYOUT)/blobs $(LAYOUT)/index.json $(LAYOUT)/oci-layout

@@ -28,11 +28,11 @@ func TestTrafficIsReportedByBothEndsOnlyWhenItIsAnAttempt(t *testing.T) {
 			var r reference
 			w := k.open(t)
 			for _, c := range cases() {
+				frame, ok := w.adapt(c.frame())
+				if !ok {
+					continue // no frame for such a wire
+				}
 				t.Run(c.name, func(t *testing.T) {
-					frame, ok := w.adapt(c.frame())
-					if !ok {
-						t.Skipf("no frame for a %s", k.name)
-					}
 					if err := w.check(&r, frame); err != nil {
 						t.Error(err)
 					}
