@@ -1,0 +1,244 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"os/exec"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"gadget.example/network/internal/gadget"
+	"gadget.example/network/test/e2e/attempt"
+)
+
+// stockIG is a running `ig run network:latest`. What it has said grows.
+type stockIG struct {
+	cmd    *exec.Cmd
+	stderr bytes.Buffer
+	ended  chan struct{} // its output has been read
+
+	mu    sync.Mutex
+	lines []string
+}
+
+// startIG starts the stock ig, which ends by stop.
+func startIG(t *testing.T, args ...string) *stockIG {
+	t.Helper()
+	args = append([]string{"run", storedImage, "--verify-image=false"}, args...)
+	ig := &stockIG{cmd: exec.Command(artifact(igBinary), args...), ended: make(chan struct{})}
+	ig.cmd.Stderr = &ig.stderr
+	stdout, err := ig.cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := ig.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = ig.cmd.Process.Kill() }) // for a test that fails before stop
+	go func() {
+		defer close(ig.ended)
+		for lines := bufio.NewScanner(stdout); lines.Scan(); {
+			ig.mu.Lock()
+			ig.lines = append(ig.lines, lines.Text())
+			ig.mu.Unlock()
+		}
+	}()
+	return ig
+}
+
+func (ig *stockIG) output() []string {
+	ig.mu.Lock()
+	defer ig.mu.Unlock()
+	return ig.lines[:len(ig.lines):len(ig.lines)]
+}
+
+// stop interrupts ig and returns all that it has said.
+func (ig *stockIG) stop(t *testing.T) []string {
+	t.Helper()
+	if err := ig.cmd.Process.Signal(unix.SIGINT); err != nil {
+		t.Errorf("interrupting ig: %v", err)
+	}
+	<-ig.ended
+	if err := ig.cmd.Wait(); err != nil {
+		t.Errorf("ig: wanted no error, got %v\n%s", err, &ig.stderr)
+	}
+	return ig.output()
+}
+
+// Attempts by which the tests know how far ig is: probes tell that it has begun,
+// sentinels that it has reported all that was before them.
+var (
+	probe    = netip.MustParseAddrPort("127.77.77.77:11")
+	sentinel = netip.MustParseAddrPort("127.77.77.77:13")
+)
+
+// reported counts the lines, of whatever format, on attempts to call an address.
+func (ig *stockIG) reported(to netip.AddrPort) int {
+	mention := regexp.MustCompile(fmt.Sprintf(`%s(:|","port":)%d\b`, regexp.QuoteMeta(to.Addr().String()), to.Port()))
+	n := 0
+	for _, line := range ig.output() {
+		if mention.MatchString(line) {
+			n++
+		}
+	}
+	return n
+}
+
+// callEachCPU makes an attempt on each CPU, and returns how many events it gives.
+func callEachCPU(t *testing.T, caller *agent, to netip.AddrPort) int {
+	t.Helper()
+	report := caller.do(t, attempt.Request{
+		Protocol: attempt.UDP, EachCPU: true, Src: netip.AddrPortFrom(to.Addr(), 0), Dst: to,
+	})
+	return 2 * report.Packets // sent, and received
+}
+
+// await calls f until each ig has reported at least so many attempts to call an
+// address as it returns.
+func await(t *testing.T, igs []*stockIG, to netip.AddrPort, f func() int) {
+	t.Helper()
+	for _, ig := range igs {
+		err := eventually(func() error {
+			select {
+			case <-ig.ended:
+				t.Fatalf("ig ended by itself: %s", &ig.stderr)
+			default:
+			}
+			if want, got := f(), ig.reported(to); got < want {
+				return fmt.Errorf("ig has reported %d attempts to call %s, not %d", got, to, want)
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatalf("%v\n%s", err, &ig.stderr)
+		}
+	}
+}
+
+func awaitReady(t *testing.T, caller *agent, igs ...*stockIG) {
+	t.Helper()
+	await(t, igs, probe, func() int {
+		callEachCPU(t, caller, probe)
+		return 1
+	})
+}
+
+// awaitAll returns when ig has reported all that was before: its rings, one a
+// CPU, are read in order.
+func awaitAll(t *testing.T, caller *agent, igs ...*stockIG) {
+	t.Helper()
+	events := callEachCPU(t, caller, sentinel)
+	await(t, igs, sentinel, func() int { return events })
+}
+
+// TestStockIGAndTheGoAPIReportTheSameEvents has both watch the host at once, ig
+// with each of two outputs.
+func TestStockIGAndTheGoAPIReportTheSameEvents(t *testing.T) {
+	a := newActors(t, newPair(t, hostNamespace(t), newNamespace(t, "other")))
+	asJSON := startIG(t, "--host", "-o", "json")
+	asColumns := startIG(t, "--host", "-o", "columns")
+	var truth []want
+	var reported, table []string
+	// The namespace at the other end is not the host's.
+	events := watch(t, gadget.Options{}, func() {
+		awaitReady(t, a.callers[0], asJSON, asColumns)
+		truth = slices.DeleteFunc(a.make(t, attempts()), func(w want) bool { return w.netNS != a.pair.ends[0].inode })
+		awaitAll(t, a.callers[0], asJSON, asColumns)
+		reported, table = asJSON.stop(t), asColumns.stop(t)
+	})
+	compare(t, events, truth)
+	compare(t, fromJSON(t, reported), truth)
+	checkTable(t, table, len(truth))
+}
+
+// igEvent is a line of `ig run -o json`.
+type igEvent struct {
+	Egress   *bool      `json:"egress"`
+	NetNS    uint32     `json:"netns_id"`
+	Protocol string     `json:"protocol"`
+	Endpoint igEndpoint `json:"endpoint"`
+	Src      igEndpoint `json:"src"`
+	Dst      igEndpoint `json:"dst"`
+	Proc     igProcess  `json:"proc"`
+}
+
+type igEndpoint struct {
+	Addr netip.Addr `json:"addr"`
+	Port uint16     `json:"port"`
+}
+
+type igProcess struct {
+	Comm    string `json:"comm"`
+	PID     uint32 `json:"pid"`
+	TID     uint32 `json:"tid"`
+	MountNS uint64 `json:"mntns_id"`
+	Creds   struct {
+		UID uint32 `json:"uid"`
+		GID uint32 `json:"gid"`
+	} `json:"creds"`
+	Parent struct {
+		Comm string `json:"comm"`
+		PID  uint32 `json:"pid"`
+	} `json:"parent"`
+}
+
+func (e igEndpoint) addrPort() netip.AddrPort { return netip.AddrPortFrom(e.Addr, e.Port) }
+
+// fromJSON reads ig's events between the tests' own addresses.
+func fromJSON(t *testing.T, lines []string) []seen {
+	t.Helper()
+	var events []seen
+	for _, line := range lines {
+		var e igEvent
+		if err := json.Unmarshal([]byte(line), &e); err != nil {
+			t.Errorf("wanted a line of JSON, got %v: %s", err, line)
+			continue
+		}
+		if e.Egress == nil {
+			t.Errorf("wanted egress to be true or false in %s", line)
+			continue
+		}
+		if !isOurs(e.Src.Addr) && !isOurs(e.Dst.Addr) {
+			continue
+		}
+		events = append(events, seen{
+			sighting: sighting{
+				netNS: e.NetNS, egress: *e.Egress, protocol: e.Protocol,
+				src: e.Src.addrPort(), dst: e.Dst.addrPort(), peer: e.Endpoint.addrPort(),
+			},
+			owner: attempt.Process{
+				Comm: e.Proc.Comm, PID: e.Proc.PID, TID: e.Proc.TID, UID: e.Proc.Creds.UID, GID: e.Proc.Creds.GID,
+				MountNS: e.Proc.MountNS, ParentPID: e.Proc.Parent.PID, ParentComm: e.Proc.Parent.Comm,
+			},
+		})
+	}
+	return events
+}
+
+// checkTable checks ig's table: a line for each event, none too wide.
+func checkTable(t *testing.T, lines []string, wanted int) {
+	t.Helper()
+	const widest = 120
+	events := 0
+	for _, line := range lines {
+		if n := len([]rune(line)); n > widest {
+			t.Errorf("wanted at most %d characters, got %d: %s", widest, n, line)
+		}
+		if strings.Contains(line, "10.77.") || strings.Contains(line, "fd77:") {
+			events++
+		}
+	}
+	if events != wanted {
+		t.Errorf("wanted %d lines with our addresses, got %d", wanted, events)
+	}
+}

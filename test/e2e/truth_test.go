@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	"gadget.example/network/internal/gadget"
+	"gadget.example/network/test/e2e/attempt"
+)
+
+// sighting is what an event says, but for who did it. Two are the same if ==.
+type sighting struct {
+	netNS          uint32
+	egress         bool
+	protocol       string
+	src, dst, peer netip.AddrPort
+}
+
+func (s sighting) String() string {
+	direction := "received"
+	if s.egress {
+		direction = "sent"
+	}
+	return fmt.Sprintf("%s %s in netns %d: %s -> %s, peer %s", s.protocol, direction, s.netNS, s.src, s.dst, s.peer)
+}
+
+// want is an event that must come.
+type want struct {
+	sighting
+	// owner is the process that the event must name; the zero value is nobody.
+	owner attempt.Process
+	// anyOwner leaves the owner out of the comparison: where IG's books, by
+	// port, are known to name others. The gadget's own will need none of it.
+	anyOwner bool
+	origin   string // the attempt, for messages
+}
+
+// wants derives the events of an attempt from an agent's report of it: egress
+// where it was sent, ingress where it arrived.
+func wants(report attempt.Report, protocol attempt.Protocol, sender, receiver *namespace, server attempt.Process, copies int, origin string) []want {
+	var all []want
+	add := func(ns *namespace, egress bool, owner attempt.Process) {
+		if ns == nil {
+			return
+		}
+		w := want{owner: owner, origin: origin, sighting: sighting{
+			netNS: ns.inode, egress: egress, protocol: string(protocol),
+			src: report.Src, dst: report.Dst, peer: report.Dst,
+		}}
+		if !egress {
+			w.peer = netip.AddrPortFrom(report.Src.Addr(), report.Dst.Port())
+		}
+		for range report.Packets * copies {
+			all = append(all, w)
+		}
+	}
+	add(sender, true, report.Process)
+	add(receiver, false, server)
+	return all
+}
+
+// seen is an event that came.
+type seen struct {
+	sighting
+	owner attempt.Process
+}
+
+func fromEvent(e gadget.Event) seen {
+	return seen{
+		sighting: sighting{
+			netNS: e.NetNS, egress: e.Egress, protocol: e.Protocol.String(),
+			src: e.Src, dst: e.Dst, peer: e.Peer,
+		},
+		owner: attempt.Process{
+			Comm: e.Proc.Comm, PID: e.Proc.PID, TID: e.Proc.TID, UID: e.Proc.UID, GID: e.Proc.GID,
+			MountNS: e.Proc.MountNS, ParentPID: e.Proc.Parent.PID, ParentComm: e.Proc.Parent.Comm,
+		},
+	}
+}
+
+// compare checks events against the truth, as sets in which an element can be
+// several times.
+func compare(t *testing.T, events []seen, truth []want) {
+	t.Helper()
+	left := map[sighting][]want{}
+	for _, w := range truth {
+		left[w.sighting] = append(left[w.sighting], w)
+	}
+	var problems []string
+	problem := func(format string, args ...any) { problems = append(problems, fmt.Sprintf(format, args...)) }
+	for _, e := range events {
+		wanted := left[e.sighting]
+		if len(wanted) == 0 {
+			problem("extra:   %s, by %s", e.sighting, e.owner)
+			continue
+		}
+		i := slices.IndexFunc(wanted, func(w want) bool { return w.anyOwner || w.owner == e.owner })
+		if i < 0 {
+			i = 0
+			problem("wrong:   %s\n    sent:   %s\n    wanted: %s\n    got:    %s", e.sighting, wanted[0].origin, wanted[0].owner, e.owner)
+		}
+		left[e.sighting] = slices.Delete(wanted, i, i+1)
+	}
+	for _, wanted := range left {
+		for _, w := range wanted {
+			problem("missing: %s\n    sent:   %s", w.sighting, w.origin)
+		}
+	}
+	if problems == nil {
+		return
+	}
+	slices.Sort(problems)
+	const most = 40
+	if len(problems) > most {
+		problems = append(problems[:most], fmt.Sprintf("and %d more", len(problems)-most))
+	}
+	t.Errorf("%d events wanted, %d got:\n%s", len(truth), len(events), strings.Join(problems, "\n"))
+}

@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"context"
+	"maps"
+	"testing"
+	"time"
+
+	"gadget.example/network/internal/gadget"
+)
+
+// limit bounds one run of the gadget, and is no part of any result.
+const limit = 5 * time.Minute
+
+// watch runs the gadget while traffic runs, and returns the events between the
+// tests' own addresses.
+func watch(t *testing.T, o gadget.Options, traffic func()) []seen {
+	t.Helper()
+	var events []seen
+	o.OnEvent = func(e gadget.Event) {
+		if isOurs(e.Src.Addr()) || isOurs(e.Dst.Addr()) {
+			events = append(events, fromEvent(e))
+		}
+	}
+	if err := runWith(t, o, traffic); err != nil {
+		t.Fatalf("the gadget: %v", err)
+	}
+	return events
+}
+
+// runWith runs the gadget on the host and the namespaces of o until traffic,
+// which runs in the test's goroutine, returns.
+func runWith(t *testing.T, o gadget.Options, traffic func()) error {
+	t.Helper()
+	params := map[string]string{"host": "true"}
+	maps.Copy(params, o.Params)
+	o.Params = params
+
+	ctx, cancel := context.WithTimeout(t.Context(), limit)
+	defer cancel()
+	ready, ended := make(chan struct{}), make(chan error, 1)
+	done := make(chan struct{})
+	o.OnReady = func(context.Context) error {
+		close(ready)
+		<-done
+		return nil
+	}
+	go func() { ended <- gadget.Run(ctx, o) }()
+	select {
+	case err := <-ended:
+		return err
+	case <-ready:
+	}
+	func() {
+		defer close(done) // also when the test fails here
+		traffic()
+	}()
+	return <-ended
+}
