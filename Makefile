@@ -40,7 +40,7 @@ GADGET_SOURCES := program.bpf.c program.h gadget.yaml $(wildcard ebpf/*.h)
 
 .PHONY: help
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 FORCE:
 
