@@ -110,7 +110,7 @@ run: build $(BUILD)/boot ## watch this machine's attempts to talk, or a VM's whe
 PACKAGES := ./cmd/... ./internal/... ./test/report
 # As root, with a build cache of root's own, so that nothing of root's is left in
 # this user's.
-KEPT := PATH BUILDER E2E_IN
+KEPT := PATH BUILDER E2E_IN E2E_KERNEL KERNEL_CACHE
 AS_ROOT := $(if $(SUDO),-exec 'sudo env CGO_ENABLED=0 "IG=$(IG)" "GOMODCACHE=$(shell go env GOMODCACHE)" \
 	$(foreach name,$(KEPT),$(if $(filter-out file undefined,$(origin $(name))),"$(name)=$($(name))"))')
 GO_TEST := CGO_ENABLED=0 IG='$(IG)' go test -count=1 -json

@@ -80,6 +80,7 @@ func (f *runFlags) ownFlags() *pflag.FlagSet {
 	own.StringVar(&f.options.Image.Name, "image", "", "gadget image of ig's local store or a registry, in place of the embedded one")
 	own.StringVar(&f.options.Image.File, "image-file", "", "gadget image in an archive made by `ig image export`")
 	own.BoolVarP(&f.options.Verbose, "verbose", "v", false, "print Inspektor Gadget's debug messages")
+	own.BoolVar(&f.options.AutoMount, "auto-mount-filesystems", false, "mount bpffs, debugfs and tracefs where they are not")
 	own.DurationVarP(&f.timeout, "timeout", "t", 0, "end after this time (10s, 5m); 0 for never")
 	return own
 }

@@ -118,6 +118,7 @@ type run struct {
 	ready   chan struct{}
 	drain   *drain
 	filter  *mountNSFilter
+	failed  error // in preStart
 }
 
 // follow waits for the end of what is watched, then for the last event.
@@ -199,8 +200,15 @@ func (r *run) init(gadgetCtx operators.GadgetContext) error {
 }
 
 // preStart runs when IG's operators have attached containers, and before the
-// eBPF programs are loaded.
+// eBPF programs are loaded. IG v0.51.1 stops no operator when one fails here, but
+// does when one fails to start (Run in pkg/gadget-context/run.go).
 func (r *run) preStart(gadgetCtx operators.GadgetContext) error {
+	r.failed = r.narrow(gadgetCtx)
+	return nil
+}
+
+// narrow tells IG what to watch.
+func (r *run) narrow(gadgetCtx operators.GadgetContext) error {
 	if r.options.MountNS != 0 {
 		filter, err := newMountNSFilter(r.options.MountNS)
 		if err != nil {
@@ -219,6 +227,9 @@ func (r *run) preStart(gadgetCtx operators.GadgetContext) error {
 
 // start runs last: every program is attached.
 func (r *run) start(gadgetCtx operators.GadgetContext) error {
+	if r.failed != nil {
+		return r.failed
+	}
 	if err := r.drain.attach(gadgetCtx); err != nil {
 		return err
 	}

@@ -84,7 +84,7 @@ func (s *sink) Logf(severity logger.Level, format string, params ...any) {
 		severity = logger.ErrorLevel
 	case builderFormat:
 		library := libraryVersion()
-		if params[0] == library {
+		if library == params[0] || library == unknownVersion {
 			return
 		}
 		params = []any{params[0], strings.TrimPrefix(library, "v")}

@@ -34,10 +34,12 @@ const outputParam = "output"
 // GlobalParams lists those parameters of Options.Params that are there for every
 // image: how it is fetched and verified is among them.
 func GlobalParams() params.Params {
+	oci := ocihandler.New()
 	var all params.Params
-	for _, op := range append(dataOperators(true), ocihandler.New()) {
+	for _, op := range append(dataOperators(true), oci) {
 		all.Add(*globalParams(op)...)
 	}
+	all.Add(*apihelpers.ToParamDescs(oci.InstanceParams()).ToParams()...)
 	return all
 }
 
@@ -49,13 +51,15 @@ func Params(ctx context.Context, image Image, values map[string]string) (params.
 	if err != nil {
 		return nil, err
 	}
-	instance, err := instanceParams(ctx, image, append(dataOperators(true), oci))
+	instance, err := instanceParams(ctx, image, append(dataOperators(true), oci), values)
 	if err != nil {
 		return nil, err
 	}
 	all := GlobalParams()
 	for _, p := range instance {
-		all.Add(apihelpers.ParamToParamDesc(p).ToParam())
+		if all.Get(p.Key) == nil {
+			all.Add(apihelpers.ParamToParamDesc(p).ToParam())
+		}
 	}
 	return all, nil
 }
@@ -70,7 +74,7 @@ func (o Options) prepare(ctx context.Context) ([]operators.DataOperator, api.Par
 	_, printed := o.Params[outputParam]
 	others := dataOperators(printed)
 	ops := append(slices.Clone(others), oci)
-	instance, err := instanceParams(ctx, o.Image, ops)
+	instance, err := instanceParams(ctx, o.Image, ops, o.Params)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -123,13 +127,21 @@ func globalParams(op operators.DataOperator) *params.Params {
 	return apihelpers.ToParamDescs(op.GlobalParams()).ToParams()
 }
 
-// instanceParams asks IG which parameters a run of the image takes.
-func instanceParams(ctx context.Context, image Image, ops []operators.DataOperator) (api.Params, error) {
+// instanceParams asks IG which parameters a run of the image takes. It reads the
+// image for that, as values say.
+func instanceParams(ctx context.Context, image Image, ops []operators.DataOperator, values map[string]string) (api.Params, error) {
 	gadgetCtx, err := image.context(ctx, slices.Clone(ops))
 	if err != nil {
 		return nil, err
 	}
-	if err := gadgetCtx.PrepareGadgetInfo(api.ParamValues{}); err != nil {
+	reading := api.ParamValues{}
+	for _, p := range ocihandler.OciHandler.InstanceParams() {
+		if value, ok := values[p.Key]; ok {
+			// see instantiateOperators in IG's pkg/gadget-context/run.go
+			reading["operator."+ocihandler.OciHandler.Name()+"."+p.Key] = value
+		}
+	}
+	if err := gadgetCtx.PrepareGadgetInfo(reading); err != nil {
 		return nil, fmt.Errorf("reading the gadget image: %w", err)
 	}
 	return gadgetCtx.Params(), nil

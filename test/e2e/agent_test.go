@@ -5,10 +5,11 @@ package e2e
 import (
 	"cmp"
 	"encoding/json"
-	"io"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -19,6 +20,7 @@ import (
 type agent struct {
 	ns       *namespace
 	pid      int
+	created  func() error // waits for the end of the command that it was started by
 	requests *json.Encoder
 	reports  *json.Decoder
 }
@@ -58,27 +60,31 @@ func startAgentCommand(t *testing.T, ns *namespace, cmd *exec.Cmd) *agent {
 	if err := ns.do(cmd.Start); err != nil {
 		t.Fatalf("starting an agent in %s: %v", ns.name, err)
 	}
-	t.Cleanup(func() { end(t, cmd, stdin) })
-	return &agent{ns: ns, pid: cmd.Process.Pid, requests: json.NewEncoder(stdin), reports: json.NewDecoder(stdout)}
-}
-
-func end(t *testing.T, cmd *exec.Cmd, stdin io.Closer) {
-	stdin.Close()
-	if err := cmd.Wait(); err != nil {
-		t.Errorf("agent %d: %v", cmd.Process.Pid, err)
-	}
+	created := sync.OnceValue(func() error {
+		state, err := cmd.Process.Wait()
+		if err == nil && !state.Success() {
+			err = errors.New(state.String())
+		}
+		return err
+	})
+	t.Cleanup(func() {
+		stdin.Close()
+		if err := created(); err != nil {
+			t.Errorf("agent %d: %v", cmd.Process.Pid, err)
+		}
+		stdout.Close()
+	})
+	return &agent{ns: ns, pid: cmd.Process.Pid, created: created, requests: json.NewEncoder(stdin), reports: json.NewDecoder(stdout)}
 }
 
 // openDir is a temporary folder that every user may enter.
 func openDir(t *testing.T) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "e2e-*")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	if err := os.Chmod(dir, 0o755); err != nil {
-		t.Fatal(err)
+	dir := t.TempDir()
+	for _, d := range []string{dir, filepath.Dir(dir)} {
+		if err := os.Chmod(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
 	}
 	return dir
 }

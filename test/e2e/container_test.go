@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -32,7 +33,7 @@ func wantRunc(t *testing.T) {
 // namespace of its own. It ends with the test.
 func startContainer(t *testing.T, name string) *agent {
 	t.Helper()
-	bundle := t.TempDir()
+	bundle := filepath.Join(t.TempDir(), name)
 	rootfs := filepath.Join(bundle, "rootfs")
 	for _, dir := range []string{"proc", "sys"} {
 		if err := os.MkdirAll(filepath.Join(rootfs, dir), 0o755); err != nil {
@@ -43,7 +44,7 @@ func startContainer(t *testing.T, name string) *agent {
 	if err != nil {
 		t.Fatal(err)
 	}
-	config, err := json.Marshal(containerSpec())
+	config, err := json.Marshal(containerSpec(name))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -52,19 +53,48 @@ func startContainer(t *testing.T, name string) *agent {
 			t.Fatal(err)
 		}
 	}
-	a := startAgentCommand(t, hostNamespace(t), exec.Command("runc", "run", "--bundle", bundle, name))
-	t.Cleanup(func() { _ = exec.Command("runc", "delete", "--force", name).Run() }) // for a test that fails
+	// ig holds up who executes runc until it has taken note, and this process is
+	// ig: it cannot wait for itself (Go's fork holds up its garbage collector).
+	runc := func(args ...string) *exec.Cmd {
+		return exec.Command("/bin/sh", append([]string{"-c", `exec runc "$@"`, "sh"}, args...)...)
+	}
+	t.Cleanup(func() {
+		if out, err := runc("delete", "--force", name).CombinedOutput(); err != nil {
+			t.Errorf("runc delete: %v: %s", err, out)
+		}
+	})
+	// As container managers start one: when they read the file with the process
+	// ID, IG has learnt of it. The guest's root is an initramfs, which cannot be
+	// pivoted away.
+	pid := filepath.Join(bundle, "pid")
+	a := startAgentCommand(t, hostNamespace(t), runc("create", "--no-pivot", "--bundle", bundle, "--pid-file", pid, name))
+	if err := a.created(); err != nil {
+		t.Fatalf("runc create: %v", err)
+	}
+	if _, err := os.ReadFile(pid); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := runc("start", name).CombinedOutput(); err != nil {
+		t.Fatalf("runc start: %v: %s", err, out)
+	}
 	return a
 }
 
 // containerSpec is a container with the host's process IDs, so that an agent
 // knows its own as IG does, and with the mount and network namespaces of its own
 // by which IG tells containers.
-func containerSpec() specs.Spec {
+func containerSpec(name string) specs.Spec {
 	capabilities := []string{"CAP_NET_ADMIN", "CAP_NET_BIND_SERVICE", "CAP_NET_RAW"}
 	return specs.Spec{
 		Version: "1.0.2", // of the specification, as the oldest runc of use takes it
 		Root:    &specs.Root{Path: "rootfs"},
+		// By which containerd names containers, and ig finds the names.
+		Annotations: map[string]string{
+			"io.kubernetes.cri.container-type":    "container",
+			"io.kubernetes.cri.container-name":    name,
+			"io.kubernetes.cri.sandbox-name":      "e2e",
+			"io.kubernetes.cri.sandbox-namespace": "e2e",
+		},
 		Process: &specs.Process{
 			Args: []string{"/agent"}, Cwd: "/",
 			Capabilities: &specs.LinuxCapabilities{Bounding: capabilities, Effective: capabilities, Permitted: capabilities},
@@ -81,10 +111,11 @@ func containerSpec() specs.Spec {
 func TestAContainerIsWatchedFromItsStartAndByItsName(t *testing.T) {
 	wantRunc(t)
 	for _, filter := range []string{"", "e2e-one"} {
-		t.Run("containername="+filter, func(t *testing.T) {
+		t.Run("k8s-containername="+filter, func(t *testing.T) {
 			params := map[string]string{"host": "false"}
 			if filter != "" {
-				params["containername"] = filter
+				// --containername is by the name that a runtime's daemon gives.
+				params["k8s-containername"] = filter
 			}
 			var truth []want
 			events := watch(t, gadget.Options{Params: params}, func() {
@@ -95,6 +126,9 @@ func TestAContainerIsWatchedFromItsStartAndByItsName(t *testing.T) {
 					}
 				}
 			})
+			// ig without --host filters by the containers' processes: what nobody
+			// in them owns, such as the arrival at a closed port, is left out.
+			truth = slices.DeleteFunc(truth, func(w want) bool { return w.owner == attempt.Process{} })
 			compare(t, events, truth)
 		})
 	}

@@ -59,7 +59,7 @@ func startIG(t *testing.T, args ...string) *stockIG {
 func (ig *stockIG) output() []string {
 	ig.mu.Lock()
 	defer ig.mu.Unlock()
-	return ig.lines[:len(ig.lines):len(ig.lines)]
+	return slices.Clip(ig.lines)
 }
 
 // stop interrupts ig and returns all that it has said.

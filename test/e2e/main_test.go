@@ -8,6 +8,8 @@
 // environment can choose:
 //
 //	E2E_IN        "host" or "vm", in place of what this machine can do
+//	E2E_KERNEL    name of the VM's kernel (see vm.Kernels), in place of the newest
+//	              of this machine's distribution
 //	KERNEL_CACHE  folder for the VM's kernel, in place of the user's cache folder
 package e2e
 

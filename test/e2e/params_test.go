@@ -5,6 +5,7 @@ package e2e
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"testing"
@@ -43,7 +44,7 @@ func TestAParameterReportsWhatItSaysAndNothingElse(t *testing.T) {
 			return w.owner.GID == otherUID && w.protocol == "TCP"
 		}},
 	} {
-		t.Run(fmt.Sprint(test.params)[len("map"):], func(t *testing.T) {
+		t.Run(strings.Join(slices.Sorted(maps.Keys(test.params)), " "), func(t *testing.T) {
 			var truth []want
 			events := watch(t, gadget.Options{NetNSOf: a.netNSOf(), Params: test.params}, func() {
 				truth = append(a.make(t, fewCalls()), other.make(t, fewCalls())...)

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -54,6 +55,7 @@ func wantNothingLeft(t *testing.T, f func()) {
 
 func awaitResources(before resources) error {
 	return eventually(func() error {
+		runtime.GC() // IG leaves some maps to it
 		now, err := readResources()
 		for kind, list := range now {
 			left := slices.DeleteFunc(list, func(name string) bool { return slices.Contains(before[kind], name) })

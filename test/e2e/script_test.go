@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -15,6 +16,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 )
@@ -91,7 +93,9 @@ func mistake(ts *testscript.TestScript, neg bool, args []string) {
 		program, err = exec.LookPath(args[3])
 	}
 	ts.Check(err)
-	cmd := exec.Command(program, args[4:]...)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute) // in which a mistake is told, or never
+	defer cancel()
+	cmd := exec.CommandContext(ctx, program, args[4:]...)
 	cmd.Dir = "/"
 	cmd.Env = append(os.Environ(), "PATH="+ts.Getenv("PATH"))
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(uid)}}

@@ -116,7 +116,7 @@ func fetchKernel(ctx context.Context) (vm.Kernel, error) {
 			return vm.Kernel{}, err
 		}
 	}
-	return vm.FetchKernel(ctx, cache, os.Stderr)
+	return vm.Fetch(ctx, os.Getenv("E2E_KERNEL"), cache, os.Stderr)
 }
 
 // guestArgs are go test's flags but those that name files of this machine.
@@ -142,7 +142,7 @@ func sharedLibraries(program string) []vm.File {
 		return nil // static
 	}
 	var files []vm.File
-	for _, field := range strings.Fields(string(out)) {
+	for field := range strings.FieldsSeq(string(out)) {
 		if filepath.IsAbs(field) {
 			files = append(files, vm.File{Guest: field, Host: field})
 		}
