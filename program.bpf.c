@@ -8,6 +8,7 @@
  */
 #include <vmlinux.h>
 #include <bpf/bpf_helpers.h>
+#include <bpf/bpf_tracing.h>
 
 #define GADGET_TYPE_NETWORKING
 #include <gadget/macros.h>
@@ -16,6 +17,7 @@
 #include "program.h"
 #include "ebpf/params.h"
 #include "ebpf/packet.h"
+#include "ebpf/books.h"
 #include "ebpf/owner.h"
 
 struct {
@@ -54,26 +56,142 @@ static __always_inline void set_endpoints(struct event *event,
 		       a->dport, a);
 }
 
+/* A function with a stack of its own: the event takes half of what there is. */
+static __noinline void report(struct __sk_buff *skb, const struct attempt *a,
+			      const struct gadget_process *proc)
+{
+	/* On the stack, and so nobody else's: no field of another event. */
+	struct event event = {};
+
+	set_meta(&event, netns_of(skb), a);
+	set_endpoints(&event, a);
+	event.proc = *proc;
+	bpf_perf_event_output(skb, &events, BPF_F_CURRENT_CPU, &event,
+			      sizeof(event));
+}
+
 SEC("socket1")
 int network(struct __sk_buff *skb)
 {
-	__u32 netns = skb->cb[0]; /* set by IG's dispatcher */
+	struct gadget_process proc = {};
 	struct attempt attempt = {};
-	/* On the stack, and so nobody else's: no field of another event. */
-	struct event event = {};
 	bool known;
 
 	if (!read_attempt(skb, &attempt))
 		return 0;
 
-	known = find_owner(netns, &attempt, &event.proc);
-	if (!wants_process(&event.proc, known))
-		return 0;
+	known = find_owner(skb, &attempt, &proc);
+	if (wants_process(&proc, known))
+		report(skb, &attempt, &proc);
+	return 0;
+}
 
-	set_meta(&event, netns, &attempt);
-	set_endpoints(&event, &attempt);
-	bpf_perf_event_output(skb, &events, BPF_F_CURRENT_CPU, &event,
-			      sizeof(event));
+/* The tuple is final, and nothing has been sent. */
+SEC("kprobe/tcp_connect")
+int BPF_KPROBE(network_tcp_connect, struct sock *sk)
+{
+	book_connection(sk, IPPROTO_TCP);
+	return 0;
+}
+
+/* A listener may get its port by the call: then it is booked at its return. */
+SEC("kprobe/inet_csk_listen_start")
+int BPF_KPROBE(network_listen, struct sock *sk)
+{
+	book_port(sk, IPPROTO_TCP);
+	enter(CALL_LISTEN, sk);
+	return 0;
+}
+
+SEC("kretprobe/inet_csk_listen_start")
+int BPF_KRETPROBE(network_listen_return, int result)
+{
+	struct sock *sk = leave(CALL_LISTEN);
+
+	if (sk && !result)
+		book_port(sk, IPPROTO_TCP);
+	else if (sk)
+		close_port(sk); /* another one listens there */
+	return 0;
+}
+
+SEC("kprobe/inet_csk_listen_stop")
+int BPF_KPROBE(network_listen_stop, struct sock *sk)
+{
+	close_port(sk);
+	return 0;
+}
+
+/* bind(), and the first use of a socket that is not bound. */
+SEC("kprobe/udp_lib_get_port")
+int BPF_KPROBE(network_get_port, struct sock *sk)
+{
+	enter(CALL_GET_PORT, sk);
+	return 0;
+}
+
+SEC("kretprobe/udp_lib_get_port")
+int BPF_KRETPROBE(network_get_port_return, int result)
+{
+	struct sock *sk = leave(CALL_GET_PORT);
+
+	if (sk && !result)
+		book_port(sk, IPPROTO_UDP);
+	return 0;
+}
+
+SEC("kprobe/udp_lib_unhash")
+int BPF_KPROBE(network_unhash, struct sock *sk)
+{
+	close_port(sk);
+	return 0;
+}
+
+SEC("kprobe/__ip4_datagram_connect")
+int BPF_KPROBE(network_connect_ipv4, struct sock *sk)
+{
+	enter(CALL_CONNECT_IPV4, sk);
+	return 0;
+}
+
+SEC("kretprobe/__ip4_datagram_connect")
+int BPF_KRETPROBE(network_connect_ipv4_return, int result)
+{
+	struct sock *sk = leave(CALL_CONNECT_IPV4);
+
+	if (sk && !result)
+		book_peer(sk);
+	return 0;
+}
+
+SEC("kprobe/__ip6_datagram_connect")
+int BPF_KPROBE(network_connect_ipv6, struct sock *sk)
+{
+	enter(CALL_CONNECT_IPV6, sk);
+	return 0;
+}
+
+SEC("kretprobe/__ip6_datagram_connect")
+int BPF_KRETPROBE(network_connect_ipv6_return, int result)
+{
+	struct sock *sk = leave(CALL_CONNECT_IPV6);
+
+	if (sk && !result)
+		book_peer(sk);
+	return 0;
+}
+
+SEC("kprobe/__udp_disconnect")
+int BPF_KPROBE(network_disconnect, struct sock *sk)
+{
+	unbook_peer(sk);
+	return 0;
+}
+
+SEC("kprobe/inet_sock_destruct")
+int BPF_KPROBE(network_destruct, struct sock *sk)
+{
+	forget_socket(sk);
 	return 0;
 }
 

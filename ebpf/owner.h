@@ -3,54 +3,320 @@
 #define NETWORK_OWNER_H
 
 /*
- * Who: the process that owns the socket of this namespace's side.
+ * Who: the process that owns the socket of this namespace's side, by our own
+ * books, and for sockets older than the gadget by IG's.
  */
 
 #include <vmlinux.h>
+#include <bpf/bpf_core_read.h>
 #include <bpf/bpf_helpers.h>
 
 #define GADGET_TYPE_NETWORKING
 #include <gadget/sockets-map.h>
 #include <gadget/types.h>
 
+#include "books.h"
 #include "packet.h"
+#include "socket.h"
+
+#define TCP_LISTEN_STATE 10 /* TCP_LISTEN in include/net/tcp_states.h */
+
+/* The packet as the socket of this side would see it. */
+static __always_inline void to_tuple(__u32 netns, const struct attempt *a,
+				     struct tuple *t)
+{
+	t->local = a->egress ? a->saddr : a->daddr;
+	t->remote = a->egress ? a->daddr : a->saddr;
+	t->netns = netns;
+	t->local_port = a->egress ? a->sport : a->dport;
+	t->remote_port = a->egress ? a->dport : a->sport;
+	t->version = a->version;
+	t->proto = a->proto;
+}
+
+static __always_inline struct owner *find_connection(const struct tuple *t)
+{
+	struct owner *owner = bpf_map_lookup_elem(&connections, t);
+
+	return owner && !owner->closed && has_page(owner) ? owner : NULL;
+}
+
+/* What is asked about the sockets on a port. */
+struct question {
+	__u32 device; /* the packet's interface */
+	__u8 version; /* the packet's */
+};
 
 /*
- * IG's socket enricher knows a socket by its local port alone, so that it can
- * name a neighbour on the same port of another address.
+ * Whether a socket on the right port takes part, as compute_score() in
+ * net/ipv4/udp.c and net/ipv4/inet_hashtables.c have it: what is bound to
+ * another interface, or connected to another peer, receives nothing.
  */
-static __always_inline struct gadget_socket_value *find_socket(
-	__u32 netns, const struct attempt *a)
+static __always_inline bool takes_part(const struct owner *owner,
+				       const struct question *q)
 {
-	struct gadget_socket_value *socket;
-	struct gadget_socket_key key;
-
-	/* the padding is part of the key, and no initializer clears it */
-	__builtin_memset(&key, 0, sizeof(key));
-	key.netns = netns;
-	key.family = a->version == 4 ? GADGET_SE_AF_INET : GADGET_SE_AF_INET6;
-	key.proto = a->proto;
-	key.port = a->egress ? a->sport : a->dport;
-
-	socket = bpf_map_lookup_elem(&gadget_sockets, &key);
-	if (socket || a->version == 6)
-		return socket;
-
-	/* a dual-stack socket takes IPv4 as well */
-	key.family = GADGET_SE_AF_INET6;
-	socket = bpf_map_lookup_elem(&gadget_sockets, &key);
-	return socket && !socket->ipv6only ? socket : NULL;
+	if (owner->closed || owner->connected ||
+	    (owner->ipv6only && q->version == 4) ||
+	    (owner->device && owner->device != q->device))
+		return false;
+	return has_page(owner);
 }
 
 /*
- * Fills in the owner of the attempt's socket in the namespace netns. Returns
- * false, and leaves proc as it is, when nobody is known.
+ * Of the sockets that share one address and port, the one that the kernel
+ * takes: one that is bound to the interface, then the one bound last, which
+ * is the first of its hash chain. In a group of SO_REUSEPORT the kernel takes
+ * any of them.
  */
-static __always_inline bool find_owner(__u32 netns, const struct attempt *a,
-				       struct gadget_process *proc)
+static __always_inline bool goes_before(const struct owner *owner,
+					const struct owner *other)
 {
-	struct gadget_socket_value *socket = find_socket(netns, a);
+	if (!owner->device != !other->device)
+		return owner->device;
+	return owner->since > other->since;
+}
 
+static __always_inline struct owner *find_shared(struct port_key *key,
+						 const struct question *q)
+{
+	struct owner *owner, *found = NULL;
+
+	for (int i = 0; i < MAX_SHARED; i++) {
+		key->slot = i;
+		owner = bpf_map_lookup_elem(&ports, key);
+		if (owner && takes_part(owner, q) &&
+		    (!found || goes_before(owner, found)))
+			found = owner;
+	}
+	return found;
+}
+
+/* The exact address, then the wildcard, then that of a dual-stack socket. */
+static __always_inline struct owner *find_port(const struct tuple *t,
+					       const struct question *q)
+{
+	struct port_key key = { .local = *t };
+	struct owner *owner;
+
+	__builtin_memset(&key.local.remote, 0, sizeof(key.local.remote));
+	key.local.remote_port = 0;
+	owner = find_shared(&key, q);
+	if (owner)
+		return owner;
+
+	__builtin_memset(&key.local.local, 0, sizeof(key.local.local));
+	owner = find_shared(&key, q);
+	if (owner || t->version == 6)
+		return owner;
+
+	key.local.version = 6;
+	return find_shared(&key, q);
+}
+
+/* Who can have sent a datagram. */
+struct senders {
+	struct gadget_process proc; /* of the last one that counts */
+	bool known;
+	bool sending; /* it has something on its way: who has not, did not */
+	bool several; /* processes */
+	bool doubtful;
+};
+
+/*
+ * In a map, where the verifier does not follow what is in it through every
+ * order of sockets. It is this CPU's, and a packet's filter runs with softirqs
+ * off: see dev_queue_xmit().
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct senders);
+} senders SEC(".maps");
+
+static __always_inline void consider(struct senders *found, struct owner *owner,
+				     __u8 version)
+{
+	bool sending;
+
+	if (!owner || (owner->ipv6only && version == 4) || !has_page(owner))
+		return;
+	sending = is_sending(owner);
+	if (!sending && (owner->closed || found->sending))
+		return;
+
+	if (sending && !found->sending)
+		found->several = false;
+	else if (found->known && (found->proc.pid != owner->proc.pid ||
+				  found->proc.tid != owner->proc.tid))
+		found->several = true;
+	found->proc = owner->proc;
+	found->known = true;
+	found->sending = sending;
+	found->doubtful = owner->doubtful;
+}
+
+static __always_inline void consider_port(struct senders *found,
+					  struct port_key *key, __u8 version)
+{
+	for (int i = 0; i < MAX_SHARED; i++) {
+		key->slot = i;
+		consider(found, bpf_map_lookup_elem(&ports, key), version);
+	}
+}
+
+/*
+ * Several sockets can have one port, each for datagrams that arrive for it;
+ * but which of them sends, their addresses do not tell. What does is that the
+ * datagram is still charged to its socket, see skb_set_owner_w(): also when it
+ * has waited, for a neighbour's address for example, until its socket was
+ * closed and another process had the port.
+ */
+static __always_inline struct senders *find_sender(const struct tuple *t)
+{
+	struct port_key key = { .local = *t };
+	struct senders *found;
+	__u32 zero = 0;
+
+	found = bpf_map_lookup_elem(&senders, &zero);
+	if (!found)
+		return NULL;
+	found->known = found->sending = found->several = false;
+
+	consider(found, bpf_map_lookup_elem(&connections, t), t->version);
+	__builtin_memset(&key.local.remote, 0, sizeof(key.local.remote));
+	key.local.remote_port = 0;
+	consider_port(found, &key, t->version);
+	__builtin_memset(&key.local.local, 0, sizeof(key.local.local));
+	consider_port(found, &key, t->version);
+	if (t->version == 4) {
+		key.local.version = 6; /* a dual-stack socket */
+		consider_port(found, &key, t->version);
+	}
+	return found->known && !found->several ? found : NULL;
+}
+
+/*
+ * True when the socket is the one that this packet was sent by or goes to.
+ * IG knows one socket of a port: it is no answer when there may be others.
+ */
+static __always_inline bool fits(struct sock *sk, const struct tuple *t,
+				 bool egress)
+{
+	bool listens =
+		BPF_CORE_READ(sk, __sk_common.skc_state) == TCP_LISTEN_STATE;
+	struct tuple s = {};
+
+	if (!read_socket(sk, t->proto, &s) || s.netns != t->netns ||
+	    s.local_port != t->local_port)
+		return false;
+
+	if (s.version == 6 && t->version == 4 &&
+	    (!is_any(&s.local) || is_ipv6only(sk)))
+		return false;
+	if (s.version == 4 && t->version == 6)
+		return false;
+	if (!is_any(&s.local) && !is_same(&s.local, &t->local))
+		return false;
+
+	if (t->proto == IPPROTO_TCP && !egress)
+		return listens && !shares_port(sk, t->proto);
+	if (t->proto == IPPROTO_UDP && (egress || !s.remote_port))
+		return !shares_port(sk, t->proto);
+	return s.remote_port == t->remote_port &&
+	       is_same(&s.remote, &t->remote);
+}
+
+/*
+ * IG's socket enricher knows sockets older than the gadget, but by their local
+ * port alone: its answer counts when the socket behind it fits the packet.
+ * About a socket that is in our books, they have spoken.
+ */
+static __always_inline struct gadget_socket_value *find_older(
+	const struct tuple *t, bool egress)
+{
+	struct gadget_socket_value *socket;
+	struct gadget_socket_key key;
+	__u64 sk;
+
+	__builtin_memset(&key, 0, sizeof(key)); /* its padding too */
+	key.netns = t->netns;
+	key.family = t->version == 4 ? AF_INET : AF_INET6;
+	key.proto = t->proto;
+	key.port = t->local_port;
+
+	for (int i = 0; i < 2; i++) {
+		socket = bpf_map_lookup_elem(&gadget_sockets, &key);
+		if (socket && !socket->deletion_timestamp) {
+			sk = socket->sock;
+			if (!bpf_map_lookup_elem(&sockets, &sk) &&
+			    fits((void *)sk, t, egress))
+				return socket;
+		}
+		if (t->version == 6)
+			break;
+		key.family = AF_INET6; /* a dual-stack socket */
+	}
+	return NULL;
+}
+
+/* What the books say of an attempt. */
+enum verdict {
+	UNBOOKED,
+	BOOKED,
+	DOUBTFUL, /* somebody who is not in the books may be meant */
+};
+
+static __always_inline enum verdict find_booked(const struct tuple *t,
+						__u32 device, bool egress,
+						struct gadget_process *proc)
+{
+	struct question q = { .device = device, .version = t->version };
+	struct senders *sender;
+	struct owner *owner;
+
+	if (t->proto == IPPROTO_UDP && egress) {
+		sender = find_sender(t);
+		if (!sender)
+			return UNBOOKED;
+		if (sender->doubtful)
+			return DOUBTFUL;
+		*proc = sender->proc;
+		return BOOKED;
+	}
+
+	owner = find_connection(t);
+	if (!owner && !egress)
+		owner = find_port(t, &q);
+	if (!owner)
+		return UNBOOKED;
+	if (owner->doubtful)
+		return DOUBTFUL;
+	*proc = owner->proc;
+	return BOOKED;
+}
+
+/*
+ * Fills in the owner of the attempt's socket. Returns false, and leaves proc
+ * as it is, when nobody is known. A function with a stack of its own.
+ */
+static __noinline bool find_owner(struct __sk_buff *skb,
+				  const struct attempt *a,
+				  struct gadget_process *proc)
+{
+	struct gadget_socket_value *socket;
+	struct tuple t = {};
+
+	to_tuple(netns_of(skb), a, &t);
+	switch (find_booked(&t, skb->ifindex, a->egress, proc)) {
+	case BOOKED:
+		return true;
+	case DOUBTFUL:
+		return false;
+	case UNBOOKED:
+		break;
+	}
+	socket = find_older(&t, a->egress);
 	gadget_process_populate_from_socket(socket, proc);
 	return socket;
 }

@@ -399,6 +399,12 @@ static __always_inline bool is_group_frame(struct __sk_buff *ctx)
 	       (mac & 1); /* see is_multicast_ether_addr() */
 }
 
+/* The network namespace: IG's dispatcher leaves it there. */
+static __always_inline __u32 netns_of(const struct __sk_buff *skb)
+{
+	return skb->cb[0];
+}
+
 /* Sent or received by this namespace; not everyone's, nor another host's. */
 static __always_inline bool is_own_traffic(const struct __sk_buff *skb)
 {

@@ -1,0 +1,372 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+#ifndef NETWORK_BOOKS_H
+#define NETWORK_BOOKS_H
+
+/*
+ * The books: which process made which connection, and opened which port.
+ * Written in the context of the process, before the first packet can be on
+ * its way; read by the socket filter.
+ *
+ * An entry is live until its socket gives up the port, and stays, as closed,
+ * until the socket is destroyed: until then a packet it has sent may be
+ * waiting, for a neighbour's address for example.
+ */
+
+#include <vmlinux.h>
+#include <bpf/bpf_core_read.h>
+#include <bpf/bpf_helpers.h>
+
+#define GADGET_TYPE_NETWORKING
+#include <gadget/common.h>
+#include <gadget/macros.h>
+#include <gadget/sockets-map.h>
+
+#include "socket.h"
+
+#define PF_KTHREAD 0x00200000 /* include/linux/sched.h */
+
+/* Sockets that are remembered for one address and port (SO_REUSEPORT). */
+#define MAX_SHARED 8
+
+const volatile __u32 connections_max_entries = 8192;
+GADGET_PARAM(connections_max_entries);
+
+const volatile __u32 ports_max_entries = 8192;
+GADGET_PARAM(ports_max_entries);
+
+const volatile __u32 sockets_max_entries = 16384;
+GADGET_PARAM(sockets_max_entries);
+
+struct owner {
+	__u64 sk;
+	__u64 since; /* of the socket's page */
+	struct gadget_process proc;
+	__u32 device; /* interface that the socket is bound to, or 0 */
+	bool ipv6only;
+	bool connected; /* takes datagrams of its peer only */
+	bool closed;
+	bool doubtful; /* others, which are not in the books, may be meant */
+};
+
+/* An open port: remote address and port are none. */
+struct port_key {
+	struct tuple local;
+	__u64 slot; /* 0 to MAX_SHARED - 1 */
+	__u64 pad;
+};
+
+/* Where a socket stands in the books; netns 0: it does not. */
+struct entries {
+	__u64 since; /* ns since the boot; tells sockets of one address apart */
+	struct tuple connection;
+	struct port_key port;
+};
+
+/* By both ends: TCP connections, and connected UDP sockets. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 8192);
+	__type(key, struct tuple);
+	__type(value, struct owner);
+} connections SEC(".maps");
+
+/* By the local end: TCP listeners and UDP sockets. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 8192);
+	__type(key, struct port_key);
+	__type(value, struct owner);
+} ports SEC(".maps");
+
+/* By the address of struct sock. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 16384);
+	__type(key, __u64);
+	__type(value, struct entries);
+} sockets SEC(".maps");
+
+/* Takes an entry out, unless another socket has taken it over. */
+static __always_inline void erase(void *map, const void *key, __u64 sk)
+{
+	struct owner *owner = bpf_map_lookup_elem(map, key);
+
+	if (owner && owner->sk == sk)
+		bpf_map_delete_elem(map, key);
+}
+
+/* The socket's page in the books; a new one if it has none. */
+static __always_inline struct entries *entries_of(__u64 sk)
+{
+	static const struct entries none = {};
+	struct entries *entries;
+
+	bpf_map_update_elem(&sockets, &sk, &none, BPF_NOEXIST);
+	entries = bpf_map_lookup_elem(&sockets, &sk);
+	if (entries && !entries->since)
+		entries->since = bpf_ktime_get_ns();
+	return entries;
+}
+
+/*
+ * Whether the socket's page is still there. When it had to make way, nobody
+ * hears of the socket's end: what is left of it in the books counts no more.
+ */
+static __always_inline bool has_page(const struct owner *owner)
+{
+	__u64 sk = owner->sk;
+	struct entries *entries = bpf_map_lookup_elem(&sockets, &sk);
+
+	return entries && entries->since == owner->since;
+}
+
+/*
+ * Whether something that the socket has sent has not left yet. One that is
+ * closed holds no more than that: see sk_free().
+ */
+static __always_inline bool is_sending(const struct owner *owner)
+{
+	struct sock *sk = (void *)owner->sk;
+
+	return BPF_CORE_READ(sk, sk_wmem_alloc.refs.counter) > 1 &&
+	       has_page(owner);
+}
+
+/*
+ * Whether IG knows a socket on the port that is not in the books, and so is
+ * older than the gadget. It knows one of a port: there may be more.
+ */
+static __always_inline bool has_older(const struct tuple *local, __u16 family,
+				      __u64 sk)
+{
+	struct gadget_socket_value *socket;
+	struct gadget_socket_key key;
+	__u64 older;
+
+	__builtin_memset(&key, 0, sizeof(key)); /* its padding too */
+	key.netns = local->netns;
+	key.family = family;
+	key.proto = local->proto;
+	key.port = local->local_port;
+	socket = bpf_map_lookup_elem(&gadget_sockets, &key);
+	if (!socket || socket->deletion_timestamp)
+		return false;
+	older = socket->sock;
+	return older != sk && !bpf_map_lookup_elem(&sockets, &older);
+}
+
+/*
+ * The current process as the owner of a socket. A kernel thread (NFS, an
+ * additional MPTCP subflow) works for somebody who is not known here.
+ */
+static __always_inline bool set_owner(struct owner *owner, struct sock *sk)
+{
+	struct task_struct *task = (void *)bpf_get_current_task();
+
+	if (BPF_CORE_READ(task, flags) & PF_KTHREAD)
+		return false;
+
+	owner->sk = (__u64)sk;
+	owner->device = BPF_CORE_READ(sk, __sk_common.skc_bound_dev_if);
+	owner->ipv6only = is_ipv6only(sk);
+	gadget_process_populate(&owner->proc);
+	return true;
+}
+
+/* Books a socket that is about to talk to one peer. */
+static __always_inline void book_connection(struct sock *sk, __u8 proto)
+{
+	struct owner owner = {}, *before;
+	struct tuple key = {};
+	struct entries *entries;
+
+	if (!read_socket(sk, proto, &key))
+		return;
+	if (!set_owner(&owner, sk)) {
+		bpf_map_delete_elem(&connections, &key);
+		return;
+	}
+
+	entries = entries_of(owner.sk);
+	if (!entries)
+		return;
+	owner.since = entries->since;
+	if (entries->connection.netns)
+		erase(&connections, &entries->connection, owner.sk);
+	before = bpf_map_lookup_elem(&connections, &key);
+	owner.doubtful = proto == IPPROTO_TCP && before &&
+			 before->sk != owner.sk && is_sending(before);
+	bpf_map_update_elem(&connections, &key, &owner, BPF_ANY);
+	entries->connection = key;
+}
+
+static __always_inline void read_port(struct sock *sk, __u8 proto,
+				      struct port_key *key)
+{
+	struct tuple *local = &key->local;
+
+	read_socket(sk, proto, local);
+	__builtin_memset(&local->remote, 0, sizeof(local->remote));
+	local->remote_port = 0;
+}
+
+/* Takes the first slot that is free, or whose socket is closed or forgotten. */
+static __always_inline bool take_slot(struct port_key *key,
+				      const struct owner *owner)
+{
+	struct owner *taken;
+
+	for (int i = 0; i < MAX_SHARED; i++) {
+		key->slot = i;
+		if (!bpf_map_update_elem(&ports, key, owner, BPF_NOEXIST))
+			return true;
+		taken = bpf_map_lookup_elem(&ports, key);
+		if (taken && ((taken->closed && !is_sending(taken)) ||
+			      taken->sk == owner->sk || !has_page(taken)))
+			return !bpf_map_update_elem(&ports, key, owner,
+						    BPF_ANY);
+	}
+	return false;
+}
+
+/* Books a socket that has a port and takes what comes. */
+static __always_inline void book_port(struct sock *sk, __u8 proto)
+{
+	struct port_key key = {};
+	struct owner owner = {};
+	struct entries *entries;
+
+	read_port(sk, proto, &key);
+	if (!key.local.local_port || !set_owner(&owner, sk))
+		return;
+
+	entries = entries_of(owner.sk);
+	if (!entries)
+		return;
+	owner.since = entries->since;
+	if (entries->port.local.netns)
+		erase(&ports, &entries->port, owner.sk);
+	owner.doubtful = is_any(&key.local.local) && shares_port(sk, proto) &&
+			 (has_older(&key.local, AF_INET, owner.sk) ||
+			  has_older(&key.local, AF_INET6, owner.sk));
+	if (take_slot(&key, &owner))
+		entries->port = key;
+}
+
+static __always_inline struct owner *booked_port(struct sock *sk)
+{
+	__u64 address = (__u64)sk;
+	struct entries *entries = bpf_map_lookup_elem(&sockets, &address);
+	struct owner *owner;
+
+	if (!entries || !entries->port.local.netns)
+		return NULL;
+	owner = bpf_map_lookup_elem(&ports, &entries->port);
+	return owner && owner->sk == address ? owner : NULL;
+}
+
+/* A datagram socket has got a peer, or lost it. */
+static __always_inline void book_peer(struct sock *sk)
+{
+	struct owner *owner = booked_port(sk);
+
+	book_connection(sk, IPPROTO_UDP);
+	if (owner)
+		owner->connected = true;
+}
+
+static __always_inline void unbook_peer(struct sock *sk)
+{
+	__u64 address = (__u64)sk;
+	struct entries *entries = bpf_map_lookup_elem(&sockets, &address);
+	struct owner *owner = booked_port(sk);
+
+	if (entries && entries->connection.netns) {
+		erase(&connections, &entries->connection, address);
+		entries->connection.netns = 0;
+	}
+	if (owner)
+		owner->connected = false;
+}
+
+static __always_inline struct owner *booked_connection(struct sock *sk)
+{
+	__u64 address = (__u64)sk;
+	struct entries *entries = bpf_map_lookup_elem(&sockets, &address);
+	struct owner *owner;
+
+	if (!entries || !entries->connection.netns)
+		return NULL;
+	owner = bpf_map_lookup_elem(&connections, &entries->connection);
+	return owner && owner->sk == address ? owner : NULL;
+}
+
+/* The socket gives up its port: what comes there is not for it any more. */
+static __always_inline void close_port(struct sock *sk)
+{
+	struct owner *port = booked_port(sk);
+	struct owner *connection = booked_connection(sk);
+
+	if (port)
+		port->closed = true;
+	if (connection)
+		connection->closed = true;
+}
+
+/* Nothing of the socket is left, and nothing that it has sent. */
+static __always_inline void forget_socket(struct sock *sk)
+{
+	__u64 address = (__u64)sk;
+	struct entries *entries = bpf_map_lookup_elem(&sockets, &address);
+
+	if (!entries)
+		return;
+	if (entries->connection.netns)
+		erase(&connections, &entries->connection, address);
+	if (entries->port.local.netns)
+		erase(&ports, &entries->port, address);
+	bpf_map_delete_elem(&sockets, &address);
+}
+
+/*
+ * A function's argument, from its entry to its return. One of each kind can
+ * be under way in a thread.
+ */
+enum call {
+	CALL_LISTEN,
+	CALL_GET_PORT,
+	CALL_CONNECT_IPV4,
+	CALL_CONNECT_IPV6,
+};
+
+struct call_key {
+	__u64 thread;
+	__u64 call;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 1024);
+	__type(key, struct call_key);
+	__type(value, struct sock *);
+} calls SEC(".maps");
+
+static __always_inline void enter(enum call call, struct sock *sk)
+{
+	struct call_key key = { bpf_get_current_pid_tgid(), call };
+
+	bpf_map_update_elem(&calls, &key, &sk, BPF_ANY);
+}
+
+/* The socket of the call that returns. */
+static __always_inline struct sock *leave(enum call call)
+{
+	struct call_key key = { bpf_get_current_pid_tgid(), call };
+	struct sock **sk = bpf_map_lookup_elem(&calls, &key);
+	struct sock *found = sk ? *sk : NULL;
+
+	bpf_map_delete_elem(&calls, &key);
+	return found;
+}
+
+#endif

@@ -1,0 +1,139 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+#ifndef NETWORK_SOCKET_H
+#define NETWORK_SOCKET_H
+
+/*
+ * Reads a socket: which namespace, addresses and ports it has.
+ */
+
+#include <vmlinux.h>
+#include <bpf/bpf_core_read.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+#include <gadget/types.h>
+
+/* include/linux/socket.h */
+#define AF_INET 2
+#define AF_INET6 10
+
+/*
+ * A socket, or a packet as the socket of this side would see it. A key of
+ * maps: no byte is left unset. Addresses are in network byte order, IPv4 in
+ * the first four bytes; ports in host byte order; 0 is none.
+ */
+struct tuple {
+	union gadget_ip_addr_t local;
+	union gadget_ip_addr_t remote;
+	__u32 netns;
+	__u16 local_port;
+	__u16 remote_port;
+	__u8 version; /* 4 or 6; IPv4 over an IPv6 socket is 4 */
+	__u8 proto;
+	__u8 pad[6];
+};
+
+static __always_inline bool is_any(const union gadget_ip_addr_t *addr)
+{
+	const __u64 *half = (const void *)addr;
+
+	return !half[0] && !half[1];
+}
+
+static __always_inline bool is_same(const union gadget_ip_addr_t *a,
+				    const union gadget_ip_addr_t *b)
+{
+	const __u64 *x = (const void *)a, *y = (const void *)b;
+
+	return x[0] == y[0] && x[1] == y[1];
+}
+
+/* see ipv6_addr_v4mapped() */
+static __always_inline bool is_v4mapped(const union gadget_ip_addr_t *addr)
+{
+	const __u64 *half = (const void *)addr;
+	const __u32 *word = (const void *)addr;
+
+	return !half[0] && word[2] == bpf_htonl(0x0000FFFF);
+}
+
+/* The last port that the socket had, also when it has just given it back. */
+static __always_inline __u16 local_port(struct sock *sk)
+{
+	__u16 num = BPF_CORE_READ(sk, __sk_common.skc_num);
+
+	if (num)
+		return num;
+	return bpf_ntohs(BPF_CORE_READ((struct inet_sock *)sk, inet_sport));
+}
+
+static __always_inline void read_ipv6_socket(struct sock *sk, struct tuple *t)
+{
+	BPF_CORE_READ_INTO(&t->local, sk, __sk_common.skc_v6_rcv_saddr);
+	BPF_CORE_READ_INTO(&t->remote, sk, __sk_common.skc_v6_daddr);
+	t->version = 6;
+}
+
+static __always_inline void read_ipv4_socket(struct sock *sk, struct tuple *t)
+{
+	__builtin_memset(&t->local, 0, sizeof(t->local));
+	__builtin_memset(&t->remote, 0, sizeof(t->remote));
+	t->local.v4 = BPF_CORE_READ(sk, __sk_common.skc_rcv_saddr);
+	t->remote.v4 = BPF_CORE_READ(sk, __sk_common.skc_daddr);
+	t->version = 4;
+}
+
+/* UDP shares functions with UDP-Lite, raw and ping sockets. */
+static __always_inline bool is_socket_of(struct sock *sk, __u8 proto)
+{
+	__u16 type = proto == IPPROTO_TCP ? SOCK_STREAM : SOCK_DGRAM;
+
+	return BPF_CORE_READ(sk, sk_protocol) == proto &&
+	       BPF_CORE_READ(sk, sk_type) == type;
+}
+
+/*
+ * Fills in a tuple that is all zero; false for what is no socket of the
+ * protocol.
+ */
+static __always_inline bool read_socket(struct sock *sk, __u8 proto,
+					struct tuple *t)
+{
+	__u16 family = BPF_CORE_READ(sk, __sk_common.skc_family);
+
+	if (!is_socket_of(sk, proto))
+		return false;
+	if (family == AF_INET6) {
+		read_ipv6_socket(sk, t);
+		if (is_v4mapped(&t->local) || is_v4mapped(&t->remote))
+			read_ipv4_socket(sk, t);
+	} else if (family == AF_INET) {
+		read_ipv4_socket(sk, t);
+	} else {
+		return false;
+	}
+
+	t->netns = BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum);
+	t->local_port = local_port(sk);
+	t->remote_port = bpf_ntohs(BPF_CORE_READ(sk, __sk_common.skc_dport));
+	t->proto = proto;
+	return true;
+}
+
+static __always_inline bool is_ipv6only(struct sock *sk)
+{
+	return BPF_CORE_READ_BITFIELD_PROBED(sk, __sk_common.skc_ipv6only);
+}
+
+/*
+ * Whether others can have its port as well, of the same address or another
+ * that overlaps: see udp_lib_lport_inuse() and inet_csk_bind_conflict(). A
+ * listener shares by SO_REUSEPORT alone.
+ */
+static __always_inline bool shares_port(struct sock *sk, __u8 proto)
+{
+	return BPF_CORE_READ_BITFIELD_PROBED(sk, __sk_common.skc_reuseport) ||
+	       (proto == IPPROTO_UDP &&
+		BPF_CORE_READ_BITFIELD_PROBED(sk, __sk_common.skc_reuse));
+}
+
+#endif
