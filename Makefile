@@ -110,17 +110,22 @@ run: build $(BUILD)/boot ## watch this machine's attempts to talk, or a VM's whe
 PACKAGES := ./cmd/... ./internal/... ./test/report
 # As root, with a build cache of root's own, so that nothing of root's is left in
 # this user's.
-KEPT := PATH BUILDER E2E_IN E2E_KERNEL KERNEL_CACHE
+KEPT := PATH BUILDER E2E_IN E2E_KERNEL IMAGE_FILE KERNEL_CACHE
 AS_ROOT := $(if $(SUDO),-exec 'sudo env CGO_ENABLED=0 "IG=$(IG)" "GOMODCACHE=$(shell go env GOMODCACHE)" \
 	$(foreach name,$(KEPT),$(if $(filter-out file undefined,$(origin $(name))),"$(name)=$($(name))"))')
 GO_TEST := CGO_ENABLED=0 IG='$(IG)' go test -count=1 -json
 # A test that is skipped fails.
 REPORT := go run ./test/report
 
+# The kernel's side of the books: on this kernel or in a VM.
+TEST_HOOKS := $(GO_TEST) -tags hooks -run TestSystemCallsFillTheBooks \
+	-exec '$(if $(SUDO),sudo )$(CURDIR)/test/in-vm' ./test/unit
+
 .PHONY: test
-test: build ## pass all tests
+test: build $(BUILD)/boot ## pass all tests
 	@$(ASK_ROOT) "the tests load eBPF programs"
 	@{ status=0; $(GO_TEST) $(PACKAGES) || status=$$?; \
+	$(TEST_HOOKS) || status=$$?; \
 	$(GO_TEST) -p 1 -timeout 30m $(AS_ROOT) ./test/unit ./test/image ./test/e2e || status=$$?; \
 	exit $$status; } | $(REPORT)
 
@@ -129,6 +134,11 @@ test-unit: build ## pass the tests of the packages, and those of one packet, one
 	@$(ASK_ROOT) "the tests load eBPF programs"
 	@{ status=0; $(GO_TEST) $(PACKAGES) || status=$$?; \
 	$(GO_TEST) $(AS_ROOT) ./test/unit || status=$$?; exit $$status; } | $(REPORT)
+
+.PHONY: test-hooks
+test-hooks: build $(BUILD)/boot ## pass the test of what system calls leave in the books
+	@$(ASK_ROOT) "the tests load eBPF programs"
+	@$(TEST_HOOKS) | $(REPORT)
 
 .PHONY: test-image
 test-image: build ## pass the tests of the image: digest, metadata, registry, errors
@@ -144,6 +154,12 @@ test-e2e: build ## pass the tests with real traffic, in a VM where this machine 
 fuzz: build ## compare the filter with gopacket on random packets, for FUZZTIME (1m)
 	@$(ASK_ROOT) "the tests load eBPF programs"
 	@CGO_ENABLED=0 go test -run '^$$' -fuzz FuzzPacket -fuzztime $(FUZZTIME) $(AS_ROOT) ./test/unit
+
+.PHONY: bench
+bench: build $(BUILD)/boot ## measure what the gadget costs, on this kernel or in a VM
+	@$(ASK_ROOT) "the benchmarks load eBPF programs"
+	@CGO_ENABLED=0 go test -run '^$$' -bench . -benchtime 1x -count=1 \
+		-exec '$(if $(SUDO),sudo )$(CURDIR)/test/in-vm' ./bench
 
 # --- style --------------------------------------------------------------------
 
@@ -169,7 +185,7 @@ SCRIPTS = $(shell grep -lE '^\#!(/usr/bin/env bash|/bin/sh)' .ci/* test/* 2>/dev
 .PHONY: lint
 lint: $(GOLANGCI_LINT) $(GOFUMPT) $(ACTIONLINT) | deps ## check the style of Go, C, shell and workflows
 	@echo "clang-format"; clang-format --dry-run --Werror program.bpf.c program.h ebpf/*.h
-	@echo "gofumpt"; files=$$($(GOFUMPT) -l cmd internal test); \
+	@echo "gofumpt"; files=$$($(GOFUMPT) -l bench cmd internal test); \
 	[ -z "$$files" ] || { echo "not formatted by gofumpt:"; echo "$$files"; exit 1; } >&2
 	@echo "go mod tidy"; go mod tidy -diff
 	@echo "golangci-lint"; CGO_ENABLED=0 $(GOLANGCI_LINT) run ./...

@@ -156,8 +156,8 @@ func (l endpointLayout) decode(b []byte) endpoint {
 // An eventLayout decodes struct event.
 type eventLayout struct {
 	layout
-	timestamp, netns, egress, protocol, proc field
-	src, dst, peer                           endpointLayout
+	timestamp, netns, egress, protocol field
+	src, dst, peer                     endpointLayout
 }
 
 func newEventLayout(types *btf.Spec) (*eventLayout, error) {
@@ -175,7 +175,6 @@ func newEventLayout(types *btf.Spec) (*eventLayout, error) {
 		netns:     l.field("netns_id"),
 		egress:    l.field("egress"),
 		protocol:  l.field("protocol_raw"),
-		proc:      l.field("proc"),
 		src:       l.endpoint("src"),
 		dst:       l.endpoint("dst"),
 		peer:      l.endpoint("endpoint"),
@@ -194,9 +193,10 @@ func (l *eventLayout) decode(b []byte) event {
 	}
 }
 
-func (l *eventLayout) decodeProcess(b []byte) process {
+// decodeProcess reads the gadget_process in the field proc.
+func (l layout) decodeProcess(b []byte) process {
 	set := false
-	for _, c := range l.proc.of(b) {
+	for _, c := range l.field("proc").of(b) {
 		set = set || c != 0
 	}
 	if !set {
@@ -214,6 +214,17 @@ func (l *eventLayout) decodeProcess(b []byte) process {
 		MntNS:      number("mntns_id"),
 		Set:        true,
 	}
+}
+
+func (l layout) encodeProcess(b []byte, p process) {
+	for path, v := range map[string]uint64{
+		"pid": p.PID, "tid": p.TID, "parent.pid": p.ParentPID,
+		"creds.uid": p.UID, "creds.gid": p.GID, "mntns_id": p.MntNS,
+	} {
+		l.field("proc."+path).putUint(b, v)
+	}
+	copy(l.field("proc.comm").of(b), p.Comm)
+	copy(l.field("proc.parent.comm").of(b), p.ParentComm)
 }
 
 func cString(b []byte) string {

@@ -56,8 +56,10 @@ func newVeth(tb testing.TB, nonlinear bool) *wire {
 	pair.PeerName, pair.PeerHardwareAddr, pair.PeerMTU = "there", mac[:], jumboMTU
 	pair.PeerNamespace = netlink.NsFd(there)
 	withNetlink(tb, here, func(h *netlink.Handle) error { return h.LinkAdd(pair) })
-	setUp(tb, there, "there")
-	return overEthernet(tb, setUp(tb, here, "here"), mac, nonlinear, here, there)
+	receiver, sender := setUp(tb, there, "there"), setUp(tb, here, "here")
+	w := overEthernet(tb, sender, mac, nonlinear, here, there)
+	w.devices = map[bool]uint32{true: uint32(sender), false: uint32(receiver)}
+	return w
 }
 
 // newLoopback is the device that receives what it sends.

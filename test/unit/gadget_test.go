@@ -4,30 +4,21 @@
 package unit
 
 import (
-	"bytes"
 	"encoding/binary"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
-	"path"
-	"runtime"
-	"strings"
 	"testing"
 	"time"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/btf"
 	"github.com/cilium/ebpf/perf"
 	"golang.org/x/sys/unix"
 
-	"gadget.example/network/internal/gadget/image"
+	"gadget.example/network/test/object"
 )
 
 const (
-	// The layer that holds the eBPF object, see IG's pkg/oci.
-	programMediaType = "application/vnd.gadget.ebpf.program.v1+binary"
 	// Enough for every event of a batch of the fuzzer, in bytes per CPU.
 	ringSize = 1 << 20
 	// What a condition may take before it counts as failed.
@@ -43,11 +34,11 @@ type parameters map[string]any
 // A gadget is the socket filter, loaded on its own.
 type gadget struct {
 	program *ebpf.Program
-	sockets *ebpf.Map
+	books   map[string]*book
 	reader  *perf.Reader
+	targets *ebpf.Map // of dispatch
 
-	events               *eventLayout
-	socketKey, socketVal layout
+	events *eventLayout
 
 	record perf.Record
 	skb    [17]uint32 // struct __sk_buff up to cb[0..4]
@@ -72,13 +63,9 @@ func load(tb testing.TB, params parameters) *gadget {
 }
 
 func newGadget(params parameters) (*gadget, error) {
-	object, err := embeddedObject(runtime.GOARCH)
+	spec, err := object.Read()
 	if err != nil {
 		return nil, err
-	}
-	spec, err := ebpf.LoadCollectionSpecFromReader(bytes.NewReader(object))
-	if err != nil {
-		return nil, fmt.Errorf("parsing the eBPF object: %w", err)
 	}
 	program, err := keepSocketFilter(spec)
 	if err != nil {
@@ -94,33 +81,16 @@ func newGadget(params parameters) (*gadget, error) {
 		}
 	}
 	g := &gadget{}
-	if err := g.readLayouts(spec); err != nil {
+	if g.events, err = newEventLayout(spec.Types); err != nil {
 		return nil, err
 	}
 	return g, g.load(spec, program)
 }
 
-func (g *gadget) readLayouts(spec *ebpf.CollectionSpec) (err error) {
-	if g.events, err = newEventLayout(spec.Types); err != nil {
-		return err
-	}
-	sockets := spec.Maps["gadget_sockets"]
-	if g.socketKey, err = layoutOf(sockets.Key); err != nil {
-		return err
-	}
-	g.socketVal, err = layoutOf(sockets.Value)
-	return err
-}
-
 func (g *gadget) load(spec *ebpf.CollectionSpec, program string) error {
-	c, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{
-		Programs: ebpf.ProgramOptions{
-			// IG makes BTF of gadget_socket_value at run time; the object's own serves.
-			ExtraRelocationTargets: []*btf.Spec{spec.Types},
-		},
-	})
+	c, err := object.Load(spec)
 	if err != nil {
-		return fmt.Errorf("loading the socket filter: %w", err)
+		return err
 	}
 	defer c.Close()
 
@@ -129,14 +99,24 @@ func (g *gadget) load(spec *ebpf.CollectionSpec, program string) error {
 		return fmt.Errorf("opening the events: %w", err)
 	}
 	g.program = c.DetachProgram(program)
-	g.sockets = c.DetachMap("gadget_sockets")
+	g.books = map[string]*book{}
+	for _, name := range []string{connectionBook, portBook, pageBook, igBook} {
+		if g.books[name], err = newBook(spec.Maps[name], c.DetachMap(name)); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
 func (g *gadget) close() {
 	_ = g.reader.Close()
 	_ = g.program.Close()
-	_ = g.sockets.Close()
+	if g.targets != nil {
+		_ = g.targets.Close()
+	}
+	for _, b := range g.books {
+		_ = b.Close()
+	}
 }
 
 // keepSocketFilter leaves the socket filter and its maps, and returns its name:
@@ -172,52 +152,6 @@ func keepSocketFilter(spec *ebpf.CollectionSpec) (name string, err error) {
 		return "", errors.New("the eBPF object has no socket filter")
 	}
 	return name, nil
-}
-
-// embeddedObject finds the eBPF object of an architecture in the OCI layout.
-func embeddedObject(arch string) ([]byte, error) {
-	layout, err := image.Layout()
-	if err != nil {
-		return nil, err
-	}
-	type descriptor struct {
-		MediaType, Digest string
-		Platform          struct{ Architecture string }
-	}
-	var index struct{ Manifests []descriptor }
-	if err := readJSON(layout, "index.json", &index); err != nil {
-		return nil, err
-	}
-	for _, m := range index.Manifests {
-		if m.Platform.Architecture != arch {
-			continue
-		}
-		var manifest struct{ Layers []descriptor }
-		if err := readJSON(layout, blob(m.Digest), &manifest); err != nil {
-			return nil, err
-		}
-		for _, l := range manifest.Layers {
-			if l.MediaType == programMediaType {
-				return fs.ReadFile(layout, blob(l.Digest))
-			}
-		}
-	}
-	return nil, fmt.Errorf("the gadget image has no eBPF object for %s", arch)
-}
-
-func blob(digest string) string {
-	return path.Join("blobs", strings.Replace(digest, ":", "/", 1))
-}
-
-func readJSON(fsys fs.FS, name string, v any) error {
-	b, err := fs.ReadFile(fsys, name)
-	if err != nil {
-		return fmt.Errorf("reading the gadget image: %w", err)
-	}
-	if err := json.Unmarshal(b, v); err != nil {
-		return fmt.Errorf("reading %s of the gadget image: %w", name, err)
-	}
-	return nil
 }
 
 // test runs the program for an Ethernet frame that the loopback device of this

@@ -5,10 +5,9 @@ package unit
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"testing"
-
-	"golang.org/x/sys/unix"
 )
 
 // someone is the process that the tests give sockets to: every field is set,
@@ -20,35 +19,18 @@ var someone = process{
 	Set: true,
 }
 
-// own makes a process the owner of a local port, as IG's socket enricher does.
-func (g *gadget) own(netns uint32, family uint16, proto uint8, port uint16, ipv6only bool, p process) error {
-	key := make([]byte, g.socketKey.size)
-	g.socketKey.field("netns").putUint(key, uint64(netns))
-	g.socketKey.field("family").putUint(key, uint64(family))
-	g.socketKey.field("proto").putUint(key, uint64(proto))
-	g.socketKey.field("port").putUint(key, uint64(port))
-
-	val := make([]byte, g.socketVal.size)
-	g.socketVal.field("mntns").putUint(val, p.MntNS)
-	g.socketVal.field("pid_tgid").putUint(val, p.PID<<32|p.TID)
-	g.socketVal.field("uid_gid").putUint(val, p.GID<<32|p.UID)
-	g.socketVal.field("ppid").putUint(val, p.ParentPID)
-	copy(g.socketVal.field("task").of(val), p.Comm)
-	copy(g.socketVal.field("ptask").of(val), p.ParentComm)
-	if ipv6only {
-		g.socketVal.field("ipv6only").putUint(val, 1)
+// called is another process for every name; nobody for none.
+func called(comm string) process {
+	if comm == "" {
+		return process{}
 	}
-	if err := g.sockets.Put(key, val); err != nil {
-		return fmt.Errorf("giving a socket to a process: %w", err)
+	p := someone
+	p.Comm = comm
+	for _, c := range []byte(comm) { // processes of other names are others
+		p.PID = p.PID*31 + uint64(c)
 	}
-	return nil
-}
-
-func family(p packet) uint16 {
-	if p.src.Is4() {
-		return unix.AF_INET
-	}
-	return unix.AF_INET6
+	p.PID &= 0x7FFFFFFF
+	return p
 }
 
 // owned is an event with its owner.
@@ -57,64 +39,420 @@ func owned(e event, by process) event {
 	return e
 }
 
-func TestReceivedAttemptNamesTheOwnerOfItsPort(t *testing.T) {
-	const other = someNetNS + 1
-	for _, c := range []struct {
-		name     string
-		packet   packet
-		netns    uint32
-		family   uint16
-		proto    uint8
-		port     uint16
-		ipv6only bool
-		known    bool
-	}{
-		{"TCP over IPv4", tcp4, someNetNS, unix.AF_INET, protoTCP, tcp4.dport, false, true},
-		{"UDP over IPv4", udp4, someNetNS, unix.AF_INET, protoUDP, udp4.dport, false, true},
-		{"TCP over IPv6", tcp6, someNetNS, unix.AF_INET6, protoTCP, tcp6.dport, false, true},
-		{"UDP over IPv6", udp6, someNetNS, unix.AF_INET6, protoUDP, udp6.dport, false, true},
-		{"IPv4 to a dual-stack socket", tcp4, someNetNS, unix.AF_INET6, protoTCP, tcp4.dport, false, true},
-		{"IPv4 to an IPv6-only socket", tcp4, someNetNS, unix.AF_INET6, protoTCP, tcp4.dport, true, false},
-		{"IPv6 to an IPv4 socket", tcp6, someNetNS, unix.AF_INET, protoTCP, tcp6.dport, false, false},
-		{"TCP to a UDP socket", tcp4, someNetNS, unix.AF_INET, protoUDP, tcp4.dport, false, false},
-		{"another port", tcp4, someNetNS, unix.AF_INET, protoTCP, tcp4.dport + 1, false, false},
-		{"the remote port", tcp4, someNetNS, unix.AF_INET, protoTCP, tcp4.sport, false, false},
-		{"another network namespace", tcp4, other, unix.AF_INET, protoTCP, tcp4.dport, false, false},
-	} {
+// The two ends of the packets that are looked up: the local one is the
+// receiver of one packet, and the sender of the other. Both ports are low, so
+// that datagrams are attempts.
+var (
+	here4, there4 = netip.MustParseAddrPort("192.0.2.1:443"), netip.MustParseAddrPort("198.51.100.2:53")
+	here6, there6 = netip.MustParseAddrPort("[2001:db8::1]:443"), netip.MustParseAddrPort("[2001:db8:2::2]:53")
+
+	any4, any6   = netip.MustParseAddrPort("0.0.0.0:443"), netip.MustParseAddrPort("[::]:443")
+	other4       = netip.MustParseAddrPort("192.0.2.77:443")
+	other6       = netip.MustParseAddrPort("[2001:db8::77]:443")
+	otherPort4   = netip.MustParseAddrPort("192.0.2.1:444")
+	stranger4    = netip.MustParseAddrPort("198.51.100.2:54")
+	stranger6    = netip.MustParseAddrPort("[2001:db8:2::77]:53")
+	mapped4      = netip.MustParseAddrPort("[::ffff:192.0.2.1]:443")
+	elsewhere    = uint32(someNetNS)
+	otherDevice  = uint32(0x7FFFFFFF)
+	packetDevice = uint32(0xFFFFFFFF) // stands for the one of the packet
+)
+
+// between sends from one end to the other.
+func between(proto uint8, from, to netip.AddrPort) packet {
+	return packet{
+		src: from.Addr(), sport: from.Port(), dst: to.Addr(), dport: to.Port(),
+		proto: proto, flags: syn,
+	}
+}
+
+// An ownerCase is what is in the books, and who is named for a packet that the
+// local end received or sent. proto 0: TCP and UDP alike.
+type ownerCase struct {
+	name           string
+	proto          uint8
+	local, remote  netip.AddrPort
+	books          []entry
+	received, sent string
+}
+
+// port is an entry of the ports.
+func port(local netip.AddrPort, owner string, changes ...func(*entry)) entry {
+	e := entry{local: local, owner: called(owner)}
+	for _, change := range changes {
+		change(&e)
+	}
+	return e
+}
+
+// connection is an entry of the connections.
+func connection(local, remote netip.AddrPort, owner string, changes ...func(*entry)) entry {
+	return port(local, owner, append(changes, func(e *entry) { e.remote = remote })...)
+}
+
+func slot(n uint64) func(*entry)         { return func(e *entry) { e.slot = n } }
+func since(n uint64) func(*entry)        { return func(e *entry) { e.since = n } }
+func device(n uint32) func(*entry)       { return func(e *entry) { e.device = n } }
+func inNetNS(n uint32) func(*entry)      { return func(e *entry) { e.netns = n } }
+func overProto(n uint8) func(*entry)     { return func(e *entry) { e.proto = n } }
+func isClosed(e *entry)                  { e.closed = true }
+func isConnected(e *entry)               { e.connected = true }
+func isIPv6Only(e *entry)                { e.ipv6only = true }
+func isUnpaged(e *entry)                 { e.unpaged = true }
+func atAddress(sk uint64) func(e *entry) { return func(e *entry) { e.sk = sk } }
+
+func ownerCases() []ownerCase {
+	return slices.Concat(addressOwnerCases(), stateOwnerCases(), sharedOwnerCases(), connectionOwnerCases())
+}
+
+// addressOwnerCases: which address, version, port, protocol and namespace.
+func addressOwnerCases() []ownerCase {
+	const tcp, udp = protoTCP, protoUDP
+	return []ownerCase{
+		{"the address over TCP", tcp, here4, there4, []entry{port(here4, "exact")}, "exact", ""},
+		{"the address over UDP", udp, here4, there4, []entry{port(here4, "exact")}, "exact", "exact"},
+		{"the IPv6 address over TCP", tcp, here6, there6, []entry{port(here6, "exact")}, "exact", ""},
+		{"the IPv6 address over UDP", udp, here6, there6, []entry{port(here6, "exact")}, "exact", "exact"},
+		{"every address over TCP", tcp, here4, there4, []entry{port(any4, "wildcard")}, "wildcard", ""},
+		{"every address over UDP", udp, here4, there4, []entry{port(any4, "wildcard")}, "wildcard", "wildcard"},
+		{"every IPv6 address over TCP", tcp, here6, there6, []entry{port(any6, "wildcard")}, "wildcard", ""},
+		{"every IPv6 address over UDP", udp, here6, there6, []entry{port(any6, "wildcard")}, "wildcard", "wildcard"},
+
+		{
+			"the address before every address", udp, here4, there4,
+			[]entry{port(here4, "exact", since(1)), port(any4, "wildcard"), port(any6, "dual")},
+			"exact", "",
+		},
+		{
+			"the address before every address over TCP", tcp, here4, there4,
+			[]entry{port(any6, "dual"), port(any4, "wildcard"), port(here4, "exact")},
+			"exact", "",
+		},
+		{
+			"the IPv6 address before every address", udp, here6, there6,
+			[]entry{port(here6, "exact", since(1)), port(any6, "wildcard")},
+			"exact", "",
+		},
+		{
+			"every IPv4 address before a dual-stack socket", udp, here4, there4,
+			[]entry{port(any4, "wildcard", since(1)), port(any6, "dual")},
+			"wildcard", "",
+		},
+		{"a dual-stack socket has IPv4 over TCP", tcp, here4, there4, []entry{port(any6, "dual")}, "dual", ""},
+		{"a dual-stack socket has IPv4 over UDP", udp, here4, there4, []entry{port(any6, "dual")}, "dual", "dual"},
+		{"an IPv6-only socket has no IPv4 over TCP", tcp, here4, there4, []entry{port(any6, "only", isIPv6Only)}, "", ""},
+		{"an IPv6-only socket has no IPv4 over UDP", udp, here4, there4, []entry{port(any6, "only", isIPv6Only)}, "", ""},
+		{"an IPv6-only socket has IPv6", udp, here6, there6, []entry{port(any6, "only", isIPv6Only)}, "only", "only"},
+		{
+			"a dual-stack socket beside an IPv6-only one", udp, here4, there4,
+			[]entry{port(any6, "only", isIPv6Only), port(any6, "dual", slot(1), since(1))},
+			"dual", "dual",
+		},
+		{"an IPv4 socket has no IPv6", udp, here6, there6, []entry{port(any4, "wildcard")}, "", ""},
+		{"an IPv4 address has no IPv6", udp, mapped4, there6, []entry{port(here4, "exact")}, "", ""},
+
+		{"another address", udp, here4, there4, []entry{port(other4, "other")}, "", ""},
+		{"another IPv6 address", udp, here6, there6, []entry{port(other6, "other")}, "", ""},
+		{"servers of two addresses", udp, here4, there4, []entry{port(other4, "other"), port(here4, "exact")}, "exact", "exact"},
+		{"the remote address", udp, here4, there4, []entry{port(there4, "other")}, "", ""},
+		{"another port", udp, here4, there4, []entry{port(otherPort4, "other")}, "", ""},
+		{"TCP to a UDP port", tcp, here4, there4, []entry{port(here4, "other", overProto(udp))}, "", ""},
+		{"UDP to a TCP port", udp, here4, there4, []entry{port(any4, "other", overProto(tcp))}, "", ""},
+		{"another network namespace over TCP", tcp, here4, there4, []entry{port(here4, "other", inNetNS(elsewhere))}, "", ""},
+		{"another network namespace over UDP", udp, here4, there4, []entry{port(any6, "other", inNetNS(elsewhere))}, "", ""},
+		{
+			"another network namespace, by connection", udp, here4, there4,
+			[]entry{connection(here4, there4, "other", inNetNS(elsewhere))},
+			"", "",
+		},
+	}
+}
+
+// stateOwnerCases: sockets that take nothing in, but may have sent. Which of
+// several sockets has sent a datagram is read from the sockets themselves, and
+// those of these tests are none: the end-to-end tests have what is on its way.
+func stateOwnerCases() []ownerCase {
+	const tcp, udp = protoTCP, protoUDP
+	return []ownerCase{
+		{"a closed listener", tcp, here4, there4, []entry{port(here4, "closed", isClosed)}, "", ""},
+		{"a closed port with nothing on its way", udp, here4, there4, []entry{port(here4, "closed", isClosed)}, "", ""},
+		{"a closed wildcard with nothing on its way", udp, here4, there4, []entry{port(any4, "closed", isClosed)}, "", ""},
+		{"a closed dual-stack with nothing on its way", udp, here4, there4, []entry{port(any6, "closed", isClosed)}, "", ""},
+		{"a closed IPv6 port with nothing on its way", udp, here6, there6, []entry{port(any6, "closed", isClosed)}, "", ""},
+		{
+			"a closed IPv6-only socket sent no IPv4", udp, here4, there4,
+			[]entry{port(any6, "closed", isClosed, isIPv6Only)},
+			"", "",
+		},
+		{
+			"closed, and another one lives on", udp, here4, there4,
+			[]entry{port(here4, "closed", isClosed), port(any4, "alive")},
+			"alive", "alive",
+		},
+		{
+			"a closed listener, and another one lives on", tcp, here4, there4,
+			[]entry{port(here4, "closed", isClosed), port(any6, "alive")},
+			"alive", "",
+		},
+		{
+			"connected takes nothing of strangers", udp, here4, stranger4,
+			[]entry{port(here4, "connected", isConnected), connection(here4, there4, "connected")},
+			"", "connected",
+		},
+		{
+			"connected takes its peer's", udp, here4, there4,
+			[]entry{port(here4, "connected", isConnected), connection(here4, there4, "connected")},
+			"connected", "connected",
+		},
+		{
+			"connected leaves strangers to another", udp, here4, stranger4,
+			[]entry{port(here4, "connected", isConnected), connection(here4, there4, "connected"), port(any4, "server")},
+			"server", "",
+		},
+		{
+			"a server beside a connected socket", udp, here6, stranger6,
+			[]entry{port(any6, "server", since(1)), port(any6, "connected", slot(1), isConnected)},
+			"server", "",
+		},
+		{
+			"another interface", udp, here4, there4,
+			[]entry{port(here4, "elsewhere", device(otherDevice))},
+			"", "elsewhere",
+		},
+		{"another interface over TCP", tcp, here4, there4, []entry{port(here4, "elsewhere", device(otherDevice))}, "", ""},
+		{"its interface", udp, here4, there4, []entry{port(here4, "bound", device(packetDevice))}, "bound", "bound"},
+		{"its interface over TCP", tcp, here6, there6, []entry{port(any6, "bound", device(packetDevice))}, "bound", ""},
+		{
+			"its interface before none", udp, here4, there4,
+			[]entry{port(any4, "bound", device(packetDevice), since(1)), port(any4, "free", slot(1))},
+			"bound", "",
+		},
+		{
+			"another interface, and none", udp, here4, there4,
+			[]entry{port(any4, "elsewhere", device(otherDevice)), port(any4, "free", slot(1), since(1))},
+			"free", "",
+		},
+		{"without a page over TCP", tcp, here4, there4, []entry{port(here4, "gone", isUnpaged)}, "", ""},
+		{"without a page over UDP", udp, here4, there4, []entry{port(here4, "gone", isUnpaged)}, "", ""},
+		{
+			"with the page of another socket of its address", udp, here4, there4,
+			[]entry{
+				port(here4, "gone", atAddress(0xFFFF_8888_0000_0000), since(1)),
+				port(otherPort4, "new", atAddress(0xFFFF_8888_0000_0000), since(2)),
+			},
+			"", "",
+		},
+	}
+}
+
+// sharedOwnerCases: several sockets of one address and port.
+func sharedOwnerCases() []ownerCase {
+	const tcp, udp = protoTCP, protoUDP
+	eight := func(owner string, changes ...func(*entry)) (all []entry) {
+		for n := range uint64(8) {
+			all = append(all, port(here4, fmt.Sprint(owner, n), append(changes, slot(n))...))
+		}
+		return all
+	}
+	return []ownerCase{
+		{
+			"the last one bound", udp, here4, there4,
+			[]entry{port(here4, "first"), port(here4, "last", slot(1))},
+			"last", "",
+		},
+		{
+			"the last one bound, in the first slot", udp, here4, there4,
+			[]entry{port(here4, "first", slot(1), since(1)), port(here4, "last", since(2))},
+			"last", "",
+		},
+		{
+			"the last listener", tcp, here6, there6,
+			[]entry{port(any6, "first"), port(any6, "last", slot(1))},
+			"last", "",
+		},
+		{
+			"the first one closed", udp, here4, there4,
+			[]entry{port(here4, "first", isClosed), port(here4, "last", slot(1))},
+			"last", "last",
+		},
+		{
+			"the last one closed", tcp, here4, there4,
+			[]entry{port(here4, "first"), port(here4, "last", slot(1), isClosed)},
+			"first", "",
+		},
+		{
+			"a hole in the slots", udp, here4, there4,
+			[]entry{port(here4, "fourth", slot(3)), port(here4, "last", slot(6), isClosed)},
+			"fourth", "fourth",
+		},
+		{"the last slot alone", tcp, here4, there4, []entry{port(here4, "eighth", slot(7))}, "eighth", ""},
+		{"behind the last slot", udp, here4, there4, []entry{port(here4, "ninth", slot(8))}, "", ""},
+		{"all of eight", udp, here4, there4, eight("number "), "number 7", ""},
+		{"all of eight closed", udp, here4, there4, eight("number ", isClosed), "", ""},
+		{"all of eight listeners closed", tcp, here4, there4, eight("number ", isClosed), "", ""},
+		{
+			"all of eight closed, and every address", udp, here4, there4,
+			append(eight("number ", isClosed), port(any4, "alive")), "alive", "alive",
+		},
+	}
+}
+
+// connectionOwnerCases: by both ends.
+func connectionOwnerCases() []ownerCase {
+	const tcp, udp = protoTCP, protoUDP
+	return []ownerCase{
+		{"TCP by both ends", tcp, here4, there4, []entry{connection(here4, there4, "client")}, "client", "client"},
+		{"UDP by both ends", udp, here4, there4, []entry{connection(here4, there4, "client")}, "client", "client"},
+		{"TCP over IPv6 by both ends", tcp, here6, there6, []entry{connection(here6, there6, "client")}, "client", "client"},
+		{"UDP over IPv6 by both ends", udp, here6, there6, []entry{connection(here6, there6, "client")}, "client", "client"},
+		{
+			"both ends before the port", tcp, here4, there4,
+			[]entry{port(here4, "server"), connection(here4, there4, "client", since(1))},
+			"client", "client",
+		},
+		{
+			"both ends before the port over UDP", udp, here6, there6,
+			[]entry{port(here6, "server"), connection(here6, there6, "client", since(1))},
+			"client", "",
+		},
+		{"a listener sends no SYN", tcp, here4, there4, []entry{port(here4, "server"), port(any4, "all")}, "server", ""},
+		{
+			"two clients of one port", tcp, here4, there4,
+			[]entry{connection(here4, stranger4, "other"), connection(here4, there4, "client")},
+			"client", "client",
+		},
+		{"another peer's port", tcp, here4, there4, []entry{connection(here4, stranger4, "other")}, "", ""},
+		{"another peer", udp, here6, there6, []entry{connection(here6, stranger6, "other")}, "", ""},
+		{"another local address", tcp, here4, there4, []entry{connection(other4, there4, "other")}, "", ""},
+		{"no local address", tcp, here4, there4, []entry{connection(any4, there4, "other")}, "", ""},
+		{"the ends the other way round", tcp, here4, there4, []entry{connection(there4, here4, "other")}, "", ""},
+		{"a connection of the other protocol", tcp, here4, there4, []entry{connection(here4, there4, "other", overProto(udp))}, "", ""},
+		{
+			"a closed one takes nothing in", udp, here4, there4,
+			[]entry{connection(here4, there4, "closed", isClosed), port(any4, "server")},
+			"server", "server",
+		},
+		{"a connection without a page", tcp, here4, there4, []entry{connection(here4, there4, "gone", isUnpaged)}, "", ""},
+	}
+}
+
+// fill writes the books of a case, where packets come by the given interface.
+func (c ownerCase) fill(tb testing.TB, g *gadget, device uint32) {
+	tb.Helper()
+	for _, e := range c.books {
+		if e.device == packetDevice {
+			e.device = device
+		}
+		if e.proto == 0 {
+			e.proto = c.proto
+		}
+		if e.remote.IsValid() {
+			g.bookConnection(tb, e)
+		} else {
+			g.bookPort(tb, e)
+		}
+	}
+}
+
+func TestReceivedAttemptNamesTheOwnerOfItsSocket(t *testing.T) {
+	const loopback = 1
+	for _, c := range ownerCases() {
 		t.Run(c.name, func(t *testing.T) {
 			g := load(t, nil)
-			if err := g.own(c.netns, c.family, c.proto, c.port, c.ipv6only, someone); err != nil {
-				t.Fatal(err)
-			}
-			want := c.packet.event(false, someNetNS)
-			if c.known {
-				want.Proc = someone
-			}
-			got, err := g.verdict(c.packet.frame(), someNetNS)
-			if err := errors.Join(err, difference(c.packet.frame(), got, []event{want})); err != nil {
+			c.fill(t, g, loopback)
+			p := between(c.proto, c.remote, c.local)
+			got, err := g.verdict(p.frame(), wireNetNS)
+			want := []event{owned(p.event(false, wireNetNS), called(c.received))}
+			if err := errors.Join(err, difference(p.frame(), got, want)); err != nil {
 				t.Error(err)
 			}
 		})
 	}
 }
 
+func TestTrafficNamesTheOwnerOfItsSocket(t *testing.T) {
+	w := newVeth(t, false)
+	for _, c := range ownerCases() {
+		t.Run(c.name, func(t *testing.T) {
+			g := load(t, nil)
+			w.attach(t, g)
+			for _, egress := range []bool{true, false} {
+				from, to, owner := c.local, c.remote, c.sent
+				if !egress {
+					from, to, owner = c.remote, c.local, c.received
+				}
+				c.fill(t, g, w.devices[egress])
+				p := between(c.proto, from, to)
+				got, err := w.seen(g, p, egress)
+				want := []event{owned(p.event(egress, wireNetNS), called(owner))}
+				if err := errors.Join(err, difference(p.frame(), got, want)); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+}
+
+// seen sends a packet and returns what g reports of it at one end.
+func (w *wire) seen(g *gadget, p packet, egress bool) ([]event, error) {
+	if _, err := g.drain(nil); err != nil { // of sentinels
+		return nil, err
+	}
+	frame, _ := w.adapt(p.frame())
+	if _, err := w.exchange(frame); err != nil {
+		return nil, err
+	}
+	got, err := g.drain(nil)
+	return slices.DeleteFunc(got, func(e event) bool { return isSentinel(e) || e.Egress != egress }), err
+}
+
+// The ways in which an attempt gets its owner.
+func ways() map[string]func(tb testing.TB, g *gadget, netns uint32, p packet, by process) {
+	book := func(change func(*entry)) func(testing.TB, *gadget, uint32, packet, process) {
+		return func(tb testing.TB, g *gadget, netns uint32, p packet, by process) {
+			tb.Helper()
+			e := entry{netns: netns, local: p.to(), proto: p.proto, owner: by}
+			change(&e)
+			if e.remote.IsValid() {
+				e.remote = p.from()
+				g.bookConnection(tb, e)
+			} else {
+				g.bookPort(tb, e)
+			}
+		}
+	}
+	return map[string]func(testing.TB, *gadget, uint32, packet, process){
+		"by the address": book(func(*entry) {}),
+		"by every address": book(func(e *entry) {
+			zero := netip.IPv6Unspecified()
+			if e.local.Addr().Is4() {
+				zero = netip.IPv4Unspecified()
+			}
+			e.local = netip.AddrPortFrom(zero, e.local.Port())
+		}),
+		"by both ends": book(func(e *entry) { e.remote = e.local }),
+	}
+}
+
 // What is left of an event, wherever it was built, must not turn up in the
 // next one: on the stack, in a buffer of the CPU, in the ring.
 func TestAttemptOfNobodyHasNoProcessWhateverWasReportedBefore(t *testing.T) {
-	g := load(t, nil)
-	for _, p := range attempts {
-		if err := g.own(someNetNS, family(p), p.proto, p.dport, false, someone); err != nil {
-			t.Fatal(err)
-		}
-	}
-	for _, before := range attempts {
+	for way, own := range ways() {
+		g := load(t, nil)
 		for _, p := range attempts {
-			nobody := p.with(ports(p.sport, p.dport+1))
-			name := fmt.Sprintf("%s after %s", p.title(), before.title())
-			t.Run(name, func(t *testing.T) { g.followOwned(t, before, nobody) })
+			own(t, g, someNetNS, p, someone)
+		}
+		for _, before := range attempts {
+			for _, p := range attempts {
+				nobody := p.with(toPort(p.dport + 1))
+				name := fmt.Sprintf("%s after %s %s", p.title(), before.title(), way)
+				t.Run(name, func(t *testing.T) { g.followOwned(t, before, nobody) })
+			}
 		}
 	}
 }
+
+func toPort(n uint16) func(*packet) { return func(p *packet) { p.dport = n } }
 
 // followOwned sends packets that someone owns and one of nobody by turns, with
 // nothing in between that could clean up after the program.
@@ -153,14 +491,14 @@ func (g *gadget) followOwned(t *testing.T, before, nobody packet) {
 
 func TestTrafficOfNobodyHasNoProcessWhateverWasReportedBefore(t *testing.T) {
 	w := newVeth(t, false)
-	server := someone
-	client := process{Comm: "client", PID: 1, TID: 2, ParentPID: 3, UID: 4, GID: 5, MntNS: 6, Set: true}
+	server, client := someone, called("client")
+	client.PID, client.UID = 1, 2
 	for _, p := range attempts {
-		// Both ends have the namespace id 0 here: the port tells them apart.
-		err := errors.Join(w.watcher.own(wireNetNS, family(p), p.proto, p.dport, false, server),
-			w.watcher.own(wireNetNS, family(p), p.proto, p.sport, false, client))
-		if err != nil {
-			t.Fatal(err)
+		nobody := p.with(ports(p.sport+100, p.dport+100))
+		// Both ends have the namespace id 0 here: the ports tell them apart.
+		w.watcher.bookPort(t, entry{local: p.to(), proto: p.proto, owner: server})
+		for _, to := range []netip.AddrPort{p.to(), nobody.to()} {
+			w.watcher.bookConnection(t, entry{local: p.from(), remote: to, proto: p.proto, owner: client})
 		}
 	}
 	for _, p := range attempts {

@@ -146,9 +146,7 @@ func TestProcessFiltersLetTheirProcessThroughAlone(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			g := load(t, c.params)
-			if err := g.own(someNetNS, family(tcp4), protoTCP, tcp4.dport, false, c.owner); err != nil {
-				t.Fatal(err)
-			}
+			g.bookPort(t, entry{netns: someNetNS, local: tcp4.to(), proto: protoTCP, owner: c.owner})
 			var want []event
 			if c.want {
 				want = []event{owned(tcp4.event(false, someNetNS), c.owner)}

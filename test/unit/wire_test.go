@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cilium/ebpf"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 )
@@ -32,6 +33,9 @@ type wire struct {
 	want func(r *reference, frame []byte, egress bool) (event, bool)
 	// namespaces are those of the two ends.
 	namespaces []netns.NsHandle
+	// devices are the interfaces that a frame is sent (true) and received by;
+	// of the veth alone.
+	devices map[bool]uint32
 
 	tb      testing.TB // the test that the wire lasts for
 	watcher *gadget
@@ -69,7 +73,7 @@ func isSentinel(e event) bool {
 func (w *wire) start(tb testing.TB) *wire {
 	tb.Helper()
 	w.tb, w.watcher = tb, load(tb, nil)
-	w.listen(tb, w.watcher)
+	w.listen(tb, w.watcher.program)
 	w.tasks = make(chan func())
 	tb.Cleanup(func() { close(w.tasks) })
 	pinned := make(chan error, 2) // its start, and its end
@@ -138,23 +142,29 @@ func pinToOneCPU() error {
 // Its sockets stay: the kernel takes its time to close one.
 func (w *wire) attach(tb testing.TB, g *gadget) {
 	tb.Helper()
+	w.attachProgram(tb, g.program)
+}
+
+// attachProgram attaches a program that runs a gadget's.
+func (w *wire) attachProgram(tb testing.TB, program *ebpf.Program) {
+	tb.Helper()
 	if w.subject == nil {
-		w.subject = w.listen(tb, g)
+		w.subject = w.listen(tb, program)
 		return
 	}
 	for _, fd := range w.subject {
-		if err := attach(fd, g.program.FD()); err != nil {
+		if err := attach(fd, program.FD()); err != nil {
 			tb.Fatal(err)
 		}
 	}
 }
 
-// listen gives a gadget raw sockets at both ends.
-func (w *wire) listen(tb testing.TB, g *gadget) (sockets []int) {
+// listen gives a program raw sockets at both ends.
+func (w *wire) listen(tb testing.TB, program *ebpf.Program) (sockets []int) {
 	tb.Helper()
 	for _, ns := range w.namespaces {
 		err := inside(ns, func() error {
-			fd, err := listen(g.program.FD())
+			fd, err := listen(program.FD())
 			if err == nil {
 				sockets = append(sockets, fd)
 			}

@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package object loads the gadget's eBPF object by hand, as Inspektor Gadget
+// (IG) does, for tests and benchmarks of its parts.
+package object
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path"
+	"runtime"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
+	"github.com/cilium/ebpf/link"
+	"github.com/cilium/ebpf/rlimit"
+
+	"gadget.example/network/internal/gadget/image"
+)
+
+// programMediaType is the layer that holds the eBPF object, see IG's pkg/oci.
+const programMediaType = "application/vnd.gadget.ebpf.program.v1+binary"
+
+// Read reads the embedded image's object for this machine's architecture.
+func Read() (*ebpf.CollectionSpec, error) {
+	// Before Linux 5.11, maps are locked memory.
+	if err := rlimit.RemoveMemlock(); err != nil {
+		return nil, err
+	}
+	object, err := embedded(runtime.GOARCH)
+	if err != nil {
+		return nil, err
+	}
+	spec, err := ebpf.LoadCollectionSpecFromReader(bytes.NewReader(object))
+	if err != nil {
+		return nil, fmt.Errorf("parsing the eBPF object: %w", err)
+	}
+	return spec, nil
+}
+
+// Load loads the programs and maps of an object. The caller closes them.
+func Load(spec *ebpf.CollectionSpec) (*ebpf.Collection, error) {
+	extra, err := socketEnricherTypes(spec.Types)
+	if err != nil {
+		return nil, err
+	}
+	c, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{
+		Programs: ebpf.ProgramOptions{ExtraRelocationTargets: []*btf.Spec{extra}},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("loading the eBPF object: %w", err)
+	}
+	return c, nil
+}
+
+// AttachKprobes attaches the kprobes and kretprobes of a loaded object, and
+// returns what detaches them.
+func AttachKprobes(spec *ebpf.CollectionSpec, c *ebpf.Collection) (detach func() error, err error) {
+	var links []link.Link
+	detach = func() error {
+		var errs []error
+		for _, l := range links {
+			errs = append(errs, l.Close())
+		}
+		return errors.Join(errs...)
+	}
+	for name, p := range spec.Programs {
+		if p.Type != ebpf.Kprobe {
+			continue
+		}
+		attach := link.Kprobe
+		if strings.HasPrefix(p.SectionName, "kretprobe/") {
+			attach = link.Kretprobe
+		}
+		l, err := attach(p.AttachTo, c.Programs[name], nil)
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("attaching %s: %w", p.SectionName, err), detach())
+		}
+		links = append(links, l)
+	}
+	return detach, nil
+}
+
+// socketEnricherTypes is the BTF that IG makes at run time, of the value of
+// its map alone: a kernel type of the object's would compete with the kernel's
+// own.
+func socketEnricherTypes(types *btf.Spec) (*btf.Spec, error) {
+	var value *btf.Struct
+	if err := types.TypeByName("gadget_socket_value", &value); err != nil {
+		return nil, fmt.Errorf("looking up struct gadget_socket_value in the object's BTF: %w", err)
+	}
+	builder, err := btf.NewBuilder([]btf.Type{value}, nil)
+	if err != nil {
+		return nil, fmt.Errorf("making BTF of struct gadget_socket_value: %w", err)
+	}
+	raw, err := builder.Marshal(nil, nil)
+	if err != nil {
+		return nil, fmt.Errorf("making BTF of struct gadget_socket_value: %w", err)
+	}
+	return btf.LoadSpecFromReader(bytes.NewReader(raw))
+}
+
+// embedded finds the eBPF object of an architecture in the OCI layout.
+func embedded(arch string) ([]byte, error) {
+	layout, err := image.Layout()
+	if err != nil {
+		return nil, err
+	}
+	type descriptor struct {
+		MediaType, Digest string
+		Platform          struct{ Architecture string }
+	}
+	var index struct{ Manifests []descriptor }
+	if err := readJSON(layout, "index.json", &index); err != nil {
+		return nil, err
+	}
+	for _, m := range index.Manifests {
+		if m.Platform.Architecture != arch {
+			continue
+		}
+		var manifest struct{ Layers []descriptor }
+		if err := readJSON(layout, blob(m.Digest), &manifest); err != nil {
+			return nil, err
+		}
+		for _, l := range manifest.Layers {
+			if l.MediaType == programMediaType {
+				return fs.ReadFile(layout, blob(l.Digest))
+			}
+		}
+	}
+	return nil, fmt.Errorf("the gadget image has no eBPF object for %s", arch)
+}
+
+func blob(digest string) string {
+	return path.Join("blobs", strings.Replace(digest, ":", "/", 1))
+}
+
+func readJSON(fsys fs.FS, name string, v any) error {
+	b, err := fs.ReadFile(fsys, name)
+	if err != nil {
+		return fmt.Errorf("reading the gadget image: %w", err)
+	}
+	if err := json.Unmarshal(b, v); err != nil {
+		return fmt.Errorf("reading %s of the gadget image: %w", name, err)
+	}
+	return nil
+}

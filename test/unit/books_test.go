@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package unit
+
+import (
+	"fmt"
+	"net/netip"
+	"testing"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+)
+
+// The books by their names in the object.
+const (
+	connectionBook = "connections"
+	portBook       = "ports"
+	pageBook       = "sockets"
+	igBook         = "gadget_sockets"
+)
+
+// A book is a map with the layout of its keys and values.
+type book struct {
+	*ebpf.Map
+	key, value layout
+}
+
+func newBook(spec *ebpf.MapSpec, m *ebpf.Map) (*book, error) {
+	b := &book{Map: m}
+	var err error
+	if b.value, err = layoutOf(spec.Value); err != nil {
+		return nil, err
+	}
+	if spec.Name != pageBook { // its key is a number
+		b.key, err = layoutOf(spec.Key)
+	}
+	return b, err
+}
+
+// An entry of the books is a socket and its owner.
+type entry struct {
+	netns  uint32
+	local  netip.AddrPort // 0.0.0.0 and :: are every address
+	remote netip.AddrPort // of connections
+	proto  uint8
+	slot   uint64 // of ports
+
+	sk, since uint64 // the socket's address and when it got it; 0: made up
+	device    uint32
+	// ipv6only, connected and closed as in struct owner. unpaged: the socket's
+	// page in the books had to make way.
+	ipv6only, connected, closed, unpaged bool
+
+	owner process
+}
+
+func (p packet) from() netip.AddrPort { return netip.AddrPortFrom(p.src, p.sport) }
+func (p packet) to() netip.AddrPort   { return netip.AddrPortFrom(p.dst, p.dport) }
+
+func version(a netip.Addr) uint64 {
+	if a.Is4() {
+		return 4
+	}
+	return 6
+}
+
+// encodeTuple fills in the struct tuple at a path: "local.".
+func (l layout) encodeTuple(b []byte, path string, e entry) {
+	put := func(name string, v uint64) { l.field(path+name).putUint(b, v) }
+	copy(l.field(path+"local").of(b), e.local.Addr().AsSlice())
+	put("local_port", uint64(e.local.Port()))
+	if e.remote.IsValid() {
+		copy(l.field(path+"remote").of(b), e.remote.Addr().AsSlice())
+		put("remote_port", uint64(e.remote.Port()))
+	}
+	put("netns", uint64(e.netns))
+	put("version", version(e.local.Addr()))
+	put("proto", uint64(e.proto))
+}
+
+func bit(on bool) uint64 {
+	if on {
+		return 1
+	}
+	return 0
+}
+
+// madeUp counts the sockets that are none.
+var madeUp uint64
+
+// write puts an entry into a book, and the socket's page into theirs.
+func (g *gadget) write(tb testing.TB, into string, e entry, path string) {
+	tb.Helper()
+	madeUp++
+	if e.sk == 0 {
+		e.sk = 0xFFFF_0000_0000_0000 + madeUp<<12
+	}
+	if e.since == 0 {
+		e.since = madeUp
+	}
+	b := g.books[into]
+	key, value := make([]byte, b.key.size), make([]byte, b.value.size)
+	b.key.encodeTuple(key, path, e)
+	if into == portBook {
+		b.key.field("slot").putUint(key, e.slot)
+	}
+	for name, v := range map[string]uint64{
+		"sk": e.sk, "since": e.since, "device": uint64(e.device),
+		"ipv6only": bit(e.ipv6only), "connected": bit(e.connected), "closed": bit(e.closed),
+	} {
+		b.value.field(name).putUint(value, v)
+	}
+	b.value.encodeProcess(value, e.owner)
+	err := b.Put(key, value)
+	if err == nil && !e.unpaged {
+		p := g.books[pageBook]
+		page := make([]byte, p.value.size)
+		p.value.field("since").putUint(page, e.since)
+		err = p.Put(e.sk, page)
+	}
+	if err != nil {
+		tb.Fatalf("booking %+v: %v", e, err)
+	}
+}
+
+// bookPort books a socket that has a port.
+func (g *gadget) bookPort(tb testing.TB, e entry) {
+	tb.Helper()
+	e.remote = netip.AddrPort{}
+	g.write(tb, portBook, e, "local.")
+}
+
+// bookConnection books a socket by both of its ends.
+func (g *gadget) bookConnection(tb testing.TB, e entry) {
+	tb.Helper()
+	g.write(tb, connectionBook, e, "")
+}
+
+// bookForIG does what IG's socket enricher does for the socket at sk.
+func (g *gadget) bookForIG(e entry, deleted bool) error {
+	b := g.books[igBook]
+	key, value := make([]byte, b.key.size), make([]byte, b.value.size)
+	family := uint64(unix.AF_INET)
+	if e.local.Addr().Is6() {
+		family = unix.AF_INET6
+	}
+	for name, v := range map[string]uint64{
+		"netns": uint64(e.netns), "family": family, "proto": uint64(e.proto), "port": uint64(e.local.Port()),
+	} {
+		b.key.field(name).putUint(key, v)
+	}
+	for name, v := range map[string]uint64{
+		"mntns": e.owner.MntNS, "pid_tgid": e.owner.PID<<32 | e.owner.TID, "uid_gid": e.owner.GID<<32 | e.owner.UID,
+		"ppid": e.owner.ParentPID, "ipv6only": bit(e.ipv6only), "sock": e.sk, "deletion_timestamp": bit(deleted),
+	} {
+		b.value.field(name).putUint(value, v)
+	}
+	copy(b.value.field("task").of(value), e.owner.Comm)
+	copy(b.value.field("ptask").of(value), e.owner.ParentComm)
+	if err := b.Put(key, value); err != nil {
+		return fmt.Errorf("giving a socket to a process: %w", err)
+	}
+	return nil
+}

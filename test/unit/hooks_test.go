@@ -1,0 +1,258 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build hooks
+
+package unit
+
+import (
+	"errors"
+	"maps"
+	"net/netip"
+	"os"
+	"slices"
+	"testing"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"gadget.example/network/test/object"
+)
+
+// hookAll loads the object and attaches its kprobes, as IG does. The tests with
+// them have a build tag of their own: `make test-hooks` runs them on a kernel
+// that has kprobes.
+func hookAll(t *testing.T) map[string]*book {
+	t.Helper()
+	spec, err := object.Read()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := loadObject(t)
+	detach, err := object.AttachKprobes(spec, c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = detach() })
+	books := map[string]*book{}
+	for _, name := range []string{connectionBook, portBook, pageBook} {
+		if books[name], err = newBook(spec.Maps[name], c.Maps[name]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return books
+}
+
+// booked is what a test sees of an entry.
+type booked struct {
+	local, remote     netip.AddrPort
+	proto             uint8
+	slot              uint64
+	closed, connected bool
+}
+
+func decodeEnd(l layout, b []byte, path string, version uint64) netip.AddrPort {
+	raw := l.field(path).of(b)
+	addr, _ := netip.AddrFromSlice(raw)
+	if version == 4 {
+		addr, _ = netip.AddrFromSlice(raw[:4])
+	}
+	return netip.AddrPortFrom(addr, uint16(l.field(path+"_port").uint(b)))
+}
+
+// entriesOf reads the entries of this process in a network namespace, of a book.
+func (b *book) entriesOf(t *testing.T, netns uint32, path string) (all []booked) {
+	t.Helper()
+	key, value := make([]byte, b.key.size), make([]byte, b.value.size)
+	for i := b.Iterate(); i.Next(&key, &value); {
+		number := func(name string) uint64 { return b.key.field(path + name).uint(key) }
+		if number("netns") != uint64(netns) {
+			continue
+		}
+		if pid := b.value.field("proc.pid").uint(value); pid != uint64(os.Getpid()) {
+			t.Errorf("an entry of process %d, want %d", pid, os.Getpid())
+		}
+		e := booked{
+			local:     decodeEnd(b.key, key, path+"local", number("version")),
+			proto:     uint8(number("proto")),
+			closed:    b.value.field("closed").uint(value) != 0,
+			connected: b.value.field("connected").uint(value) != 0,
+		}
+		if path == "" {
+			e.remote = decodeEnd(b.key, key, "remote", number("version"))
+		} else {
+			e.slot = b.key.field("slot").uint(key)
+		}
+		all = append(all, e)
+	}
+	slices.SortFunc(all, func(a, b booked) int { return int(a.slot) - int(b.slot) })
+	return all
+}
+
+// A step is a system call and what is in the books after it.
+type step struct {
+	do                 func(sockets map[string]int) error
+	ports, connections []booked
+}
+
+func open(name string, domain, kind, proto int, options ...int) func(map[string]int) error {
+	return func(sockets map[string]int) error {
+		fd, err := unix.Socket(domain, kind|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, proto)
+		sockets[name] = fd
+		for _, o := range options {
+			err = errors.Join(err, unix.SetsockoptInt(fd, unix.SOL_SOCKET, o, 1))
+		}
+		return err
+	}
+}
+
+func bind(name string, to netip.AddrPort) func(map[string]int) error {
+	return func(sockets map[string]int) error { return unix.Bind(sockets[name], socketAddress(to)) }
+}
+
+func connect(name string, to netip.AddrPort) func(map[string]int) error {
+	return func(sockets map[string]int) error {
+		err := unix.Connect(sockets[name], socketAddress(to))
+		if errors.Is(err, unix.EINPROGRESS) {
+			return nil
+		}
+		return err
+	}
+}
+
+func disconnect(name string) func(map[string]int) error {
+	return func(sockets map[string]int) error {
+		// struct sockaddr with AF_UNSPEC: connect() has no wrapper for it.
+		return rawConnect(sockets[name], make([]byte, 16))
+	}
+}
+
+func startListening(name string) func(map[string]int) error {
+	return func(sockets map[string]int) error { return unix.Listen(sockets[name], 1) }
+}
+
+func closeIt(name string) func(map[string]int) error {
+	return func(sockets map[string]int) error {
+		err := unix.Close(sockets[name])
+		delete(sockets, name)
+		return err
+	}
+}
+
+func rawConnect(fd int, addr []byte) error {
+	_, _, errno := unix.Syscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&addr[0])), uintptr(len(addr)))
+	if errno != 0 {
+		return errno
+	}
+	return nil
+}
+
+// eventually waits for a condition: the kernel destroys sockets later.
+func eventually(t *testing.T, condition func() bool, what string) {
+	t.Helper()
+	for end := time.Now().Add(patience); !condition(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Error(what)
+			return
+		}
+	}
+}
+
+func failing(do func(map[string]int) error, want error) func(map[string]int) error {
+	return func(sockets map[string]int) error {
+		if err := do(sockets); !errors.Is(err, want) {
+			return errors.Join(errors.New("want "+want.Error()), err)
+		}
+		return nil
+	}
+}
+
+func TestSystemCallsFillTheBooks(t *testing.T) {
+	const tcp, udp = protoTCP, protoUDP
+	books := hookAll(t)
+	udpPort := func(local netip.AddrPort) booked { return booked{local: local, proto: udp} }
+	tcpPort := func(local netip.AddrPort) booked { return booked{local: local, proto: tcp} }
+	peer := func(proto uint8) []booked { return []booked{{local: here4, remote: there4, proto: proto}} }
+	withPeer := udpPort(here4)
+	withPeer.connected = true
+	second := tcpPort(here4)
+	second.slot, second.closed = 1, true
+
+	for _, c := range []struct {
+		name  string
+		steps []step
+	}{
+		{"a UDP server", []step{
+			{do: open("s", unix.AF_INET, unix.SOCK_DGRAM, 0)},
+			{do: bind("s", here4), ports: []booked{udpPort(here4)}},
+		}},
+		{"a dual-stack UDP server", []step{
+			{do: open("s", unix.AF_INET6, unix.SOCK_DGRAM, 0)},
+			{do: bind("s", any6), ports: []booked{udpPort(any6)}},
+		}},
+		{"a UDP client", []step{
+			{do: open("s", unix.AF_INET, unix.SOCK_DGRAM, 0)},
+			{do: bind("s", here4), ports: []booked{udpPort(here4)}},
+			{do: connect("s", there4), ports: []booked{withPeer}, connections: peer(udp)},
+			{do: disconnect("s"), ports: []booked{udpPort(here4)}},
+		}},
+		{"a UDP client of an IPv6 socket", []step{
+			{do: open("s", unix.AF_INET6, unix.SOCK_DGRAM, 0)},
+			{do: bind("s", mapped4), ports: []booked{udpPort(here4)}},
+			{
+				do:    connect("s", netip.AddrPortFrom(netip.AddrFrom16(there4.Addr().As16()), there4.Port())),
+				ports: []booked{withPeer}, connections: peer(udp),
+			},
+		}},
+		{"a raw socket is none", []step{
+			{do: open("raw", unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_UDP)},
+			{do: connect("raw", there4)},
+		}},
+		{"a listener", []step{
+			{do: open("s", unix.AF_INET, unix.SOCK_STREAM, 0)},
+			{do: bind("s", here4)},
+			{do: startListening("s"), ports: []booked{tcpPort(here4)}},
+		}},
+		{"a listener that fails", []step{
+			{do: open("s", unix.AF_INET, unix.SOCK_STREAM, 0, unix.SO_REUSEADDR)},
+			{do: open("fails", unix.AF_INET, unix.SOCK_STREAM, 0, unix.SO_REUSEADDR)},
+			{do: bind("s", here4)},
+			{do: bind("fails", here4)},
+			{do: startListening("s"), ports: []booked{tcpPort(here4)}},
+			{
+				do:    failing(startListening("fails"), unix.EADDRINUSE),
+				ports: []booked{tcpPort(here4), second},
+			},
+		}},
+		{"a TCP client", []step{
+			{do: open("s", unix.AF_INET, unix.SOCK_STREAM, 0)},
+			{do: bind("s", here4)},
+			{do: connect("s", there4), connections: peer(tcp)},
+			{do: closeIt("s")},
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			home := newHome(t)
+			id := inode(t, home)
+			sockets := map[string]int{}
+			for i, s := range c.steps {
+				if err := inside(home, func() error { return s.do(sockets) }); err != nil {
+					t.Fatalf("step %d: %v", i, err)
+				}
+				if got := books[portBook].entriesOf(t, id, "local."); !slices.Equal(got, s.ports) {
+					t.Errorf("step %d: ports\n got %v\nwant %v", i, got, s.ports)
+				}
+				if got := books[connectionBook].entriesOf(t, id, ""); !slices.Equal(got, s.connections) {
+					t.Errorf("step %d: connections\n got %v\nwant %v", i, got, s.connections)
+				}
+			}
+			for _, name := range slices.Sorted(maps.Keys(sockets)) {
+				_ = unix.Close(sockets[name])
+			}
+			for _, b := range []struct{ name, path string }{{portBook, "local."}, {connectionBook, ""}} {
+				eventually(t, func() bool { return len(books[b.name].entriesOf(t, id, b.path)) == 0 },
+					"every socket is closed, want an empty book "+b.name)
+			}
+		})
+	}
+}

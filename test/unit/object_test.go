@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package unit
+
+import (
+	"errors"
+	"maps"
+	"os"
+	"slices"
+	"testing"
+
+	"github.com/cilium/ebpf"
+
+	"gadget.example/network/test/object"
+)
+
+const (
+	// A tenth of what the verifier goes through, BPF_COMPLEXITY_LIMIT_INSNS in
+	// include/linux/bpf.h: other kernels need more for the same program.
+	maxVerified = 100_000
+	// All that the gadget's own maps may take, in bytes.
+	maxMemory = 8 << 20
+)
+
+// loadObject loads all programs and maps of the object, as IG does.
+func loadObject(tb testing.TB) *ebpf.Collection {
+	tb.Helper()
+	if os.Geteuid() != 0 {
+		tb.Skip("needs root: loads eBPF programs")
+	}
+	spec, err := object.Read()
+	if err != nil {
+		tb.Fatal(err)
+	}
+	c, err := object.Load(spec)
+	if errors.Is(err, ebpf.ErrNotSupported) {
+		tb.Skipf("this kernel lacks what the gadget's programs need: %v", err)
+	}
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(c.Close)
+	return c
+}
+
+func TestVerifierIsFarFromItsLimit(t *testing.T) {
+	c := loadObject(t)
+	for _, name := range slices.Sorted(maps.Keys(c.Programs)) {
+		info, err := c.Programs[name].Info()
+		if err != nil {
+			t.Fatal(err)
+		}
+		n, ok := info.VerifiedInstructions()
+		if !ok {
+			t.Skip("needs Linux 5.16: it tells the verified instructions")
+		}
+		t.Logf("%6d instructions verified of %s", n, name)
+		if n > maxVerified {
+			t.Errorf("program %s: %d instructions verified, want at most %d", name, n, maxVerified)
+		}
+	}
+}
+
+func TestOwnMapsAreSmall(t *testing.T) {
+	// IG replaces these by its own.
+	shared := []string{igBook, "gadget_mntns_filter_map"}
+	c := loadObject(t)
+	total := uint64(0)
+	for _, name := range slices.Sorted(maps.Keys(c.Maps)) {
+		if slices.Contains(shared, name) {
+			continue
+		}
+		info, err := c.Maps[name].Info()
+		if err != nil {
+			t.Fatal(err)
+		}
+		n, ok := info.Memlock()
+		if !ok {
+			t.Skip("needs /proc/self/fdinfo: it tells the memory of maps")
+		}
+		t.Logf("%8d bytes of %s", n, name)
+		total += n
+	}
+	t.Logf("%8d bytes", total)
+	if total > maxMemory {
+		t.Errorf("the gadget's maps take %d bytes, want at most %d", total, maxMemory)
+	}
+}
