@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -92,15 +93,21 @@ func openDir(t *testing.T) string {
 // do makes the agent carry out a request.
 func (a *agent) do(t *testing.T, request attempt.Request) attempt.Report {
 	t.Helper()
-	var report attempt.Report
-	if err := a.requests.Encode(request); err != nil {
-		t.Fatalf("agent %d in %s: %v", a.pid, a.ns.name, err)
-	}
-	if err := a.reports.Decode(&report); err != nil {
-		t.Fatalf("agent %d in %s: %v", a.pid, a.ns.name, err)
-	}
-	if report.Failed != "" {
-		t.Fatalf("agent %d in %s: %s: %s", a.pid, a.ns.name, request, report.Failed)
+	report, err := a.ask(request)
+	if err != nil {
+		t.Fatal(err)
 	}
 	return report
+}
+
+// ask does the same from any goroutine.
+func (a *agent) ask(request attempt.Request) (attempt.Report, error) {
+	var report attempt.Report
+	if err := errors.Join(a.requests.Encode(request), a.reports.Decode(&report)); err != nil {
+		return report, fmt.Errorf("agent %d in %s: %w", a.pid, a.ns.name, err)
+	}
+	if report.Failed != "" {
+		return report, fmt.Errorf("agent %d in %s: %.2000s: %s", a.pid, a.ns.name, request, report.Failed)
+	}
+	return report, nil
 }

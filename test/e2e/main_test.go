@@ -10,6 +10,8 @@
 //	E2E_IN        "host" or "vm", in place of what this machine can do
 //	E2E_KERNEL    name of the VM's kernel (see vm.Kernels), in place of the newest
 //	              of this machine's distribution
+//	IMAGE_FILE    archive of the image that TestWho scores, in place of the one that
+//	              was built; an absolute path
 //	KERNEL_CACHE  folder for the VM's kernel, in place of the user's cache folder
 package e2e
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"runtime"
 	"testing"
 
@@ -129,5 +130,16 @@ func (ns *namespace) neighbour(t *testing.T, device string, addr netip.Addr, mac
 	})
 	if err != nil {
 		t.Fatalf("device %s in %s: neighbour %s: %v", device, ns.name, addr, err)
+	}
+}
+
+// sysctl sets one that the kernel may not have.
+func (ns *namespace) sysctl(t *testing.T, file, value string) {
+	t.Helper()
+	err := ns.do(func() error {
+		return os.WriteFile("/proc/sys/net/"+file, []byte(value), 0)
+	})
+	if err != nil && !os.IsNotExist(err) {
+		t.Fatal(err)
 	}
 }

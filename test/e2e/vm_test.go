@@ -169,6 +169,9 @@ func linkArtifacts(dir string) error {
 		if name == igBinary && os.Getenv("IG") != "" {
 			built = os.Getenv("IG")
 		}
+		if file := os.Getenv("IMAGE_FILE"); name == imageFile && file != "" {
+			built = file
+		}
 		if _, err := os.Stat(built); err != nil {
 			return fmt.Errorf("%w; `make build` builds it", err)
 		}

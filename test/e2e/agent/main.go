@@ -67,6 +67,8 @@ func try(request attempt.Request) attempt.Report {
 
 func act(request attempt.Request, report *attempt.Report) error {
 	switch {
+	case len(request.Steps) > 0:
+		return kept.carryOut(request, report)
 	case request.Serve:
 		return serve(request)
 	case request.Protocol == attempt.ICMP:

@@ -51,6 +51,11 @@ type Request struct {
 	Count int
 	// EachCPU sends them from every processor in turn, Count from each.
 	EachCPU bool
+
+	// Steps, if there are any, are carried out in place of all else. Inherited
+	// names the sockets that the process was started with, from descriptor 3 on.
+	Steps     []Step   `json:",omitempty"`
+	Inherited []string `json:",omitempty"`
 }
 
 func (r Request) String() string {
@@ -80,6 +85,8 @@ type Report struct {
 	Error   string // what the application got; empty for success
 	// Failed tells that the request could not be carried out at all.
 	Failed string
+	// Steps are the reports on a list of steps.
+	Steps []Report `json:",omitempty"`
 }
 
 func (p Process) String() string {

@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package attempt
+
+import "net/netip"
+
+// Action is what a Step does.
+type Action string
+
+// What an agent does step by step. Sockets that are kept have names.
+const (
+	Open   Action = "open"   // opens a socket, and binds it to Src if that is valid
+	Listen Action = "listen" // the same for TCP, and listens; nothing is accepted
+	Accept Action = "accept" // the same, and closes each connection when its caller has
+	Call   Action = "call"   // connects to Dst, or sends a datagram there, from the socket of the name or a new one
+	Close  Action = "close"  // closes the socket of the name
+	Inbox  Action = "inbox"  // gets ready for what other agents give
+	Give   Action = "give"   // gives the socket of the name to the agent with the process ID To, and closes it
+	Take   Action = "take"   // takes one that was given, under the name
+	Rename Action = "rename" // does no more than Comm says
+	Child  Action = "child"  // has a child process carry out Steps; it has ended when the step is over
+)
+
+// Step is one of a list that an agent carries out on its own.
+type Step struct {
+	Do Action
+	// Socket is the name by which the socket is kept; without one it is closed
+	// when the step is over.
+	Socket   string `json:",omitempty"`
+	Protocol Protocol
+	Src, Dst netip.AddrPort
+
+	DualStack   bool `json:",omitempty"` // an IPv6 socket for IPv4 as well; Src and Dst may be of either
+	MPTCP       bool `json:",omitempty"`
+	Go          bool `json:",omitempty"` // Listen as Go's net package does
+	FastOpen    bool `json:",omitempty"`
+	ReuseAddr   bool `json:",omitempty"`
+	ReusePort   bool `json:",omitempty"`
+	NonBlocking bool `json:",omitempty"` // connects and does not wait
+	Lingers     bool `json:",omitempty"` // closes with FIN, so that TIME_WAIT follows, and not with RST
+	Connected   bool `json:",omitempty"` // UDP: by connect, at Open or else before it sends
+	Thread      bool `json:",omitempty"` // done by a thread that ends thereafter
+
+	// Comm, if not empty, is how the process calls itself from now on.
+	Comm string `json:",omitempty"`
+
+	To    int    `json:",omitempty"`
+	Steps []Step `json:",omitempty"` // the child's
+	// Inherit are sockets that the child has from its start.
+	Inherit []string `json:",omitempty"`
+}
