@@ -61,7 +61,7 @@ func TestOnlyTestsThatRanAndPassedAreASuccess(t *testing.T) {
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
 			var out strings.Builder
-			ok, err := newReport(&out).read(strings.NewReader(strings.Join(test.events, "\n")))
+			ok, err := report(strings.NewReader(strings.Join(test.events, "\n")), &out)
 			if ok != test.ok || err != nil {
 				t.Errorf("wanted %v, got %v, %v", test.ok, ok, err)
 			}
