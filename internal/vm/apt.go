@@ -82,8 +82,8 @@ func (a apt) show(ctx context.Context, name string) (version string, depends []s
 	return version, depends, lines.Err()
 }
 
-// download unpacks packages of a kernel into dir, which is there only once it is complete.
-func (a apt) download(ctx context.Context, parts []debPackage, dir, arch string, progress io.Writer) (err error) {
+// download unpacks packages into dir, which is there only once it is complete and check has found no fault with it.
+func (a apt) download(ctx context.Context, parts []debPackage, dir string, check func(root string) error, progress io.Writer) (err error) {
 	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
 		return err
 	}
@@ -98,8 +98,8 @@ func (a apt) download(ctx context.Context, parts []debPackage, dir, arch string,
 			return err
 		}
 	}
-	if _, err := findKernel(root, arch); err != nil {
-		return fmt.Errorf("packages %v are no kernel: %w", parts, err)
+	if err := check(root); err != nil {
+		return err
 	}
 	err = os.Rename(root, dir)
 	if _, statErr := os.Stat(dir); statErr == nil {

@@ -25,11 +25,17 @@ func Busybox() ([]File, error) {
 	if loader != "" {
 		return nil, fmt.Errorf("%s is dynamically linked: install a static one (Debian, Ubuntu: apt-get install busybox-static)", host)
 	}
+	links, err := applets(host)
+	return append([]File{{Guest: busyboxPath, Host: host}}, links...), err
+}
+
+// applets are links to busybox by the names of all its applets, which this machine's busybox lists.
+func applets(host string) ([]File, error) {
 	out, err := exec.Command(host, "--list-full").Output()
 	if err != nil {
 		return nil, fmt.Errorf("%s --list-full: %w", host, err)
 	}
-	files := []File{{Guest: busyboxPath, Host: host}, {Guest: "/bin/sh", Link: busyboxPath}}
+	files := []File{{Guest: "/bin/sh", Link: busyboxPath}}
 	for applet := range strings.FieldsSeq(string(out)) {
 		if p := "/" + applet; p != busyboxPath && p != "/bin/sh" {
 			files = append(files, File{Guest: p, Link: busyboxPath})

@@ -77,7 +77,13 @@ func unpackOnce(ctx context.Context, from apt, parts []debPackage, arch, cacheDi
 	if k, err := findKernel(dir, arch); err == nil || !errors.Is(err, os.ErrNotExist) {
 		return k, err
 	}
-	if err := from.download(ctx, parts, dir, arch, progress); err != nil {
+	check := func(root string) error {
+		if _, err := findKernel(root, arch); err != nil {
+			return fmt.Errorf("packages %v are no kernel: %w", parts, err)
+		}
+		return nil
+	}
+	if err := from.download(ctx, parts, dir, check, progress); err != nil {
 		return Kernel{}, err
 	}
 	return findKernel(dir, arch)

@@ -61,34 +61,39 @@ func kernelNames() []string {
 }
 
 func (s KernelSpec) fetch(ctx context.Context, cacheDir string, progress io.Writer) (k Kernel, err error) {
+	err = s.withLists(ctx, cacheDir, progress, func(from apt, cacheDir string) (err error) {
+		parts, err := from.resolve(ctx, s.Package)
+		if err != nil {
+			return err
+		}
+		k, err = unpackOnce(ctx, from, parts, s.Arch, cacheDir, progress)
+		return err
+	})
+	return k, err
+}
+
+// withLists calls get with the suite's lists and the absolute path of cacheDir, and once more with newer lists if it fails.
+func (s KernelSpec) withLists(ctx context.Context, cacheDir string, progress io.Writer, get func(apt, string) error) (err error) {
 	cacheDir, err = filepath.Abs(cacheDir)
 	if err != nil {
-		return k, err
+		return err
 	}
 	root, err := openSuite(ctx, filepath.Join(cacheDir, "apt", s.Suite+"_"+s.Arch))
 	if err != nil {
-		return k, err
+		return err
 	}
 	defer func() { err = errors.Join(err, root.Close()) }()
 	renewed, err := root.renew(ctx, s, progress)
 	if err != nil {
-		return k, err
+		return err
 	}
-	k, err = s.unpack(ctx, root.apt(), cacheDir, progress)
+	err = get(root.apt(), cacheDir)
 	if err == nil || renewed || ctx.Err() != nil {
-		return k, err
+		return err
 	}
 	// The lists are up to a day old: the archive may have replaced what they name since.
 	if err := root.update(ctx, s, progress); err != nil {
-		return k, err
+		return err
 	}
-	return s.unpack(ctx, root.apt(), cacheDir, progress)
-}
-
-func (s KernelSpec) unpack(ctx context.Context, from apt, cacheDir string, progress io.Writer) (Kernel, error) {
-	parts, err := from.resolve(ctx, s.Package)
-	if err != nil {
-		return Kernel{}, err
-	}
-	return unpackOnce(ctx, from, parts, s.Arch, cacheDir, progress)
+	return get(root.apt(), cacheDir)
 }
