@@ -22,12 +22,14 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"testing"
 
 	log "github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 
 	"gadget.example/network/internal/preflight"
+	"gadget.example/network/test/e2e/measured"
 )
 
 // artifacts is where what is under test lies, by name: a folder of links or
@@ -48,6 +50,7 @@ func TestMain(m *testing.M) {
 	status, err := run(m)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "e2e:", err)
+		measured.Write(os.Stdout, measured.Failure, reason(err))
 		status = 1
 	}
 	os.Exit(status)
@@ -72,7 +75,7 @@ func run(m *testing.M) (int, error) {
 		}
 		defer os.RemoveAll(dir)
 		// Agents of other users run from there.
-		if err := errors.Join(os.Chmod(dir, 0o755), linkArtifacts(dir)); err != nil {
+		if err := errors.Join(os.Chmod(dir, 0o755), linkArtifacts(dir, runtime.GOARCH)); err != nil {
 			return 1, err
 		}
 		artifacts = dir

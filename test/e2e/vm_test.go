@@ -4,17 +4,20 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"gadget.example/network/internal/vm"
+	"gadget.example/network/test/e2e/measured"
 )
 
 const (
@@ -52,12 +55,24 @@ func runInVM(ctx context.Context, lacking error) (int, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, testLimit())
 	defer cancel()
+	measured.Write(os.Stdout, measured.Release, config.Kernel.Release)
 	result, err := vm.Run(ctx, config)
 	if err != nil {
 		return 1, err
 	}
+	measured.Write(os.Stdout, measured.Accelerator, result.Accelerator)
+	measured.Write(os.Stdout, measured.Boot, result.Boot.String())
 	fmt.Printf("in a VM with Linux %s: boot %v, tests %v\n", config.Kernel.Release, result.Boot.Round(time.Second), result.Command.Round(time.Second))
 	return result.ExitStatus, nil
+}
+
+// reason is an error in one line, as a table has it.
+func reason(err error) string {
+	var guest *vm.GuestError
+	if errors.As(err, &guest) {
+		return "the guest " + guest.Reason
+	}
+	return strings.ReplaceAll(err.Error(), "\n", "; ")
 }
 
 // testLimit leaves the driver some of go test's own time to clean up.
@@ -75,14 +90,14 @@ func guestConfig(ctx context.Context, dir string) (vm.Config, error) {
 	if err != nil {
 		return vm.Config{}, err
 	}
-	if err := linkArtifacts(dir); err != nil {
+	if err := linkArtifacts(dir, kernel.Arch); err != nil {
 		return vm.Config{}, err
 	}
 	tests := filepath.Join(dir, filepath.Base(guestTests))
-	if err := goCommand("test", "-c", "-o", tests, ".").Run(); err != nil {
+	if err := goCommand(kernel.Arch, "test", "-c", "-o", tests, ".").Run(); err != nil {
 		return vm.Config{}, fmt.Errorf("building the tests for the guest: %w", err)
 	}
-	busybox, err := vm.Busybox()
+	commands, err := guestCommands(ctx, kernel.Arch)
 	if err != nil {
 		return vm.Config{}, err
 	}
@@ -91,16 +106,12 @@ func guestConfig(ctx context.Context, dir string) (vm.Config, error) {
 		files = append(files, vm.File{Guest: filepath.Join(guestArtifacts, name), Host: filepath.Join(dir, name)})
 	}
 	files = append(files, accounts()...)
-	if runc, err := exec.LookPath("runc"); err == nil {
-		files = append(files, sharedLibraries(runc)...)
-		files = append(files, vm.File{Guest: guestRunc, Host: runc})
-	}
 	return vm.Config{
 		Kernel:  kernel,
-		Files:   append(files, busybox...),
+		Files:   append(files, commands...),
 		Modules: guestModules,
 		Command: append([]string{guestTests}, guestArgs(os.Args[1:])...),
-		Env:     []string{"E2E_IN=" + inGuest},
+		Env:     []string{"E2E_IN=" + inGuest, "IMAGE_FILE=" + os.Getenv("IMAGE_FILE")},
 		Dir:     guestArtifacts,
 		// The programs under test take half a GB of it, unpacked.
 		MemoryMiB: 3072,
@@ -109,14 +120,38 @@ func guestConfig(ctx context.Context, dir string) (vm.Config, error) {
 }
 
 func fetchKernel(ctx context.Context) (vm.Kernel, error) {
-	cache := os.Getenv("KERNEL_CACHE")
-	if cache == "" {
-		var err error
-		if cache, err = vm.DefaultCache(); err != nil {
-			return vm.Kernel{}, err
-		}
+	cache, err := kernelCache()
+	if err != nil {
+		return vm.Kernel{}, err
 	}
 	return vm.Fetch(ctx, os.Getenv("E2E_KERNEL"), cache, os.Stderr)
+}
+
+func kernelCache() (string, error) {
+	if cache := os.Getenv("KERNEL_CACHE"); cache != "" {
+		return cache, nil
+	}
+	return vm.DefaultCache()
+}
+
+// guestCommands are a shell, the usual commands and, if there is one, runc: this
+// machine's own, or Debian's for a guest of another architecture.
+func guestCommands(ctx context.Context, arch string) ([]vm.File, error) {
+	if arch != runtime.GOARCH {
+		cache, err := kernelCache()
+		if err != nil {
+			return nil, err
+		}
+		return vm.Userland(ctx, arch, cache, os.Stderr)
+	}
+	files, err := vm.Busybox()
+	if err != nil {
+		return nil, err
+	}
+	if runc, err := exec.LookPath("runc"); err == nil {
+		files = append(append(sharedLibraries(runc), vm.File{Guest: guestRunc, Host: runc}), files...)
+	}
+	return files, nil
 }
 
 // guestArgs are go test's flags but those that name files of this machine.
@@ -159,36 +194,41 @@ func prepareGuest() error {
 	return nil
 }
 
-// linkArtifacts gathers what `make build` left, and builds the agent.
-func linkArtifacts(dir string) error {
+// linkArtifacts gathers what make left for an architecture, and builds the agent.
+func linkArtifacts(dir, arch string) error {
 	for _, name := range []string{igBinary, netgadgetBinary, imageFile} {
-		built, err := filepath.Abs(filepath.Join("../../build", name))
+		foreign := arch != runtime.GOARCH && name != imageFile
+		build := "../../build"
+		if foreign {
+			build = filepath.Join(build, arch)
+		}
+		built, err := filepath.Abs(filepath.Join(build, name))
 		if err != nil {
 			return err
 		}
-		if name == igBinary && os.Getenv("IG") != "" {
+		if name == igBinary && !foreign && os.Getenv("IG") != "" {
 			built = os.Getenv("IG")
 		}
 		if file := os.Getenv("IMAGE_FILE"); name == imageFile && file != "" {
 			built = file
 		}
 		if _, err := os.Stat(built); err != nil {
-			return fmt.Errorf("%w; `make build` builds it", err)
+			return fmt.Errorf("%w; `make build` builds it, for another architecture `make test-kernels`", err)
 		}
 		if err := os.Symlink(built, filepath.Join(dir, name)); err != nil {
 			return err
 		}
 	}
-	if err := goCommand("build", "-o", filepath.Join(dir, agentBinary), "./agent").Run(); err != nil {
+	if err := goCommand(arch, "build", "-o", filepath.Join(dir, agentBinary), "./agent").Run(); err != nil {
 		return fmt.Errorf("building the agent: %w", err)
 	}
 	return nil
 }
 
 // goCommand builds static programs: they run in guests and in containers.
-func goCommand(args ...string) *exec.Cmd {
+func goCommand(arch string, args ...string) *exec.Cmd {
 	cmd := exec.Command("go", args...)
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOARCH="+arch)
 	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
 	return cmd
 }

@@ -11,7 +11,9 @@ import (
 	"fmt"
 	"io/fs"
 	"path"
+	"regexp"
 	"runtime"
+	"strconv"
 	"strings"
 
 	"github.com/cilium/ebpf"
@@ -44,17 +46,47 @@ func Read() (*ebpf.CollectionSpec, error) {
 
 // Load loads the programs and maps of an object. The caller closes them.
 func Load(spec *ebpf.CollectionSpec) (*ebpf.Collection, error) {
+	return load(spec, 0)
+}
+
+func load(spec *ebpf.CollectionSpec, level ebpf.LogLevel) (*ebpf.Collection, error) {
 	extra, err := socketEnricherTypes(spec.Types)
 	if err != nil {
 		return nil, err
 	}
 	c, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{
-		Programs: ebpf.ProgramOptions{ExtraRelocationTargets: []*btf.Spec{extra}},
+		Programs: ebpf.ProgramOptions{ExtraRelocationTargets: []*btf.Spec{extra}, LogLevel: level},
 	})
 	if err != nil {
 		return nil, fmt.Errorf("loading the eBPF object: %w", err)
 	}
 	return c, nil
+}
+
+// processed is what the verifier says of each program (print_verification_stats
+// in kernel/bpf/verifier.c). The program's info has the number too, but only from
+// Linux 5.16 on.
+var processed = regexp.MustCompile(`processed (\d+) insns`)
+
+// Verified loads the programs of an object, and returns how many instructions
+// the verifier went through for each, by its name.
+func Verified(spec *ebpf.CollectionSpec) (map[string]int, error) {
+	c, err := load(spec, ebpf.LogLevelStats)
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close()
+	costs := map[string]int{}
+	for name, p := range c.Programs {
+		found := processed.FindStringSubmatch(p.VerifierLog)
+		if found == nil {
+			return nil, fmt.Errorf("program %s: the verifier's log has no count of instructions: %q", name, p.VerifierLog)
+		}
+		if costs[name], err = strconv.Atoi(found[1]); err != nil {
+			return nil, fmt.Errorf("program %s: %w", name, err)
+		}
+	}
+	return costs, nil
 }
 
 // AttachKprobes attaches the kprobes and kretprobes of a loaded object, and
