@@ -55,11 +55,13 @@ $(BUILD):
 
 # --- the gadget image ---------------------------------------------------------
 
+build_ig = CGO_ENABLED=0 go build -trimpath -o $@ \
+	-ldflags '-s -w -X $(IG_MODULE)/internal/version.version=$(IG_VERSION)' \
+	$(IG_MODULE)/cmd/ig
+
 $(BUILD)/ig: go.mod go.sum | $(BUILD)
 	@echo "building ig $(IG_VERSION) (2 to 4 minutes the first time)"
-	@CGO_ENABLED=0 go build -trimpath -o $@ \
-		-ldflags '-s -w -X $(IG_MODULE)/internal/version.version=$(IG_VERSION)' \
-		$(IG_MODULE)/cmd/ig
+	@$(build_ig)
 
 # One include path for both architectures: ig's own is outside of the tree, and
 # each architecture has a vmlinux.h of its own.
@@ -107,7 +109,7 @@ run: build $(BUILD)/boot ## watch this machine's attempts to talk, or a VM's whe
 # --- tests --------------------------------------------------------------------
 
 # What needs no root.
-PACKAGES := ./cmd/... ./internal/... ./test/report
+PACKAGES := ./cmd/... ./internal/... ./test/e2e/measured ./test/kernels ./test/report/...
 # As root, with a build cache of root's own, so that nothing of root's is left in
 # this user's.
 KEPT := PATH BUILDER E2E_IN E2E_KERNEL IMAGE_FILE KERNEL_CACHE
@@ -149,6 +151,27 @@ test-image: build ## pass the tests of the image: digest, metadata, registry, er
 test-e2e: build ## pass the tests with real traffic, in a VM where this machine cannot
 	@$(ASK_ROOT) "the tests load eBPF programs"
 	@$(GO_TEST) -timeout 30m $(AS_ROOT) ./test/e2e | $(REPORT)
+
+# Names of kernels (see build/boot --help); none: all of them. TABLE=README.md
+# writes the table of all of them there, when they are green.
+KERNELS ?=
+TABLE ?=
+# The architectures of those that this machine does not have.
+FOREIGN = $(filter-out $(shell go env GOARCH),$(if $(KERNELS),$(sort \
+	$(foreach kernel,$(KERNELS),$(if $(filter %-arm64,$(kernel)),arm64,amd64))),amd64 arm64))
+
+.PHONY: test-kernels
+test-kernels: build $(foreach arch,$(FOREIGN),$(BUILD)/$(arch)/ig $(BUILD)/$(arch)/netgadget) ## pass the e2e tests under each KERNELS (5.10, newest-arm64, ...), for a table
+	@$(if $(FOREIGN),test/install-packages packages-foreign.txt)
+	@IG='$(IG)' go run ./test/kernels $(if $(TABLE),-readme $(TABLE)) $(KERNELS)
+
+# The same programs for guests of the other architecture.
+$(BUILD)/%/ig: go.mod go.sum | $(BUILD)
+	@echo "building ig $(IG_VERSION) for $* (2 to 4 minutes the first time)"
+	@GOARCH=$* $(build_ig)
+
+$(BUILD)/%/netgadget: $(BUILD)/image.stamp FORCE
+	@GOARCH=$* CGO_ENABLED=0 go build -trimpath -o $@ ./cmd/netgadget
 
 .PHONY: fuzz
 fuzz: build ## compare the filter with gopacket on random packets, for FUZZTIME (1m)
