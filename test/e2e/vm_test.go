@@ -26,7 +26,7 @@ const (
 	guestTests     = "/e2e/e2e.test"
 	guestScripts   = "/e2e/testdata"
 	// vmLimit bounds a guest whatever go test's own limit is.
-	vmLimit = 30 * time.Minute
+	vmLimit = time.Hour
 )
 
 // guestModules are the drivers of the devices that the tests make.
