@@ -225,10 +225,11 @@ func linkArtifacts(dir, arch string) error {
 	return nil
 }
 
-// goCommand builds static programs: they run in guests and in containers.
+// goCommand builds static programs: they run in guests and in containers. The
+// flag is make's: ig's packages, compiled with it, need not be compiled again.
 func goCommand(arch string, args ...string) *exec.Cmd {
 	cmd := exec.Command("go", args...)
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOARCH="+arch)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOARCH="+arch, "GOFLAGS="+os.Getenv("GOFLAGS")+" -trimpath")
 	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
 	return cmd
 }

@@ -29,7 +29,7 @@ const (
 // goTest is `go test` of the e2e tests under a kernel. When ctx is done it is
 // interrupted, with the test that runs.
 func goTest(ctx context.Context, kernel, run string) *exec.Cmd {
-	cmd := exec.CommandContext(ctx, "go", "test", "-count=1", "-json", "-timeout", testLimit, "-run", run, "./test/e2e")
+	cmd := exec.CommandContext(ctx, "go", "test", "-trimpath", "-count=1", "-json", "-timeout", testLimit, "-run", run, "./test/e2e")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "E2E_IN=vm", "E2E_KERNEL="+kernel)
 	cmd.Stderr = os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
