@@ -14,9 +14,9 @@ const busyboxPath = "/bin/busybox"
 // Busybox gives a guest a shell and the usual commands: this machine's static busybox as /bin/busybox, and links to it by
 // the names of all its applets, /bin/sh among them. They come last in Config.Files if the caller's own are to win.
 func Busybox() ([]File, error) {
-	host, err := exec.LookPath("busybox")
+	host, err := findBusybox()
 	if err != nil {
-		return nil, errors.New("busybox not found: install it (Debian, Ubuntu: apt-get install busybox-static)")
+		return nil, err
 	}
 	loader, err := interpreter(host)
 	if err != nil {
@@ -27,6 +27,14 @@ func Busybox() ([]File, error) {
 	}
 	links, err := applets(host)
 	return append([]File{{Guest: busyboxPath, Host: host}}, links...), err
+}
+
+func findBusybox() (string, error) {
+	host, err := exec.LookPath("busybox")
+	if err != nil {
+		return "", errors.New("busybox not found: install it (Debian, Ubuntu: apt-get install busybox-static)")
+	}
+	return host, nil
 }
 
 // applets are links to busybox by the names of all its applets, which this machine's busybox lists.

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 )
 
@@ -22,9 +21,9 @@ var userlandPackages = []string{"busybox-static", "libc6", "libseccomp2", "runc"
 // Userland gives a guest of any architecture what Busybox gives one of this machine's own, and runc, from Debian's archive.
 // What Fetch says of apt, the cache and progress holds here too.
 func Userland(ctx context.Context, arch, cacheDir string, progress io.Writer) ([]File, error) {
-	host, err := exec.LookPath("busybox")
+	host, err := findBusybox()
 	if err != nil {
-		return nil, errors.New("busybox not found, which lists the applets: install it (Debian, Ubuntu: apt-get install busybox-static)")
+		return nil, err
 	}
 	links, err := applets(host)
 	if err != nil {
