@@ -88,13 +88,14 @@ func TestARowSaysWhatCameOfAKernel(t *testing.T) {
 	}
 }
 
-func TestWhatAGuestThatDiesSaysIsShown(t *testing.T) {
+func TestProgressAndTheLastWordsOfAGuestAreShown(t *testing.T) {
 	var out strings.Builder
-	events := say("e2e: the guest panicked; its console log is /tmp/console.log, and ends:") + say("  | Kernel panic") + bad
+	events := say("--- PASS: TestA (1.00s)") + say("e2e: the guest panicked; its console log is /tmp/console.log, and ends:") +
+		say("  | Kernel panic") + bad
 	if _, err := testKernel(t.Context(), tests(t, events, "1"), oldest, digest, &out); err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"/tmp/console.log", "  | Kernel panic"} {
+	for _, want := range []string{"  PASS: TestA (1.00s)\n", "/tmp/console.log", "  | Kernel panic"} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("wanted %q in\n%s", want, &out)
 		}

@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"strings"
 	"syscall"
 	"time"
 
@@ -53,6 +54,10 @@ func testKernel(ctx context.Context, tests *exec.Cmd, k vm.KernelSpec, digest st
 	read, readErr := results.Read(events, out, func(line string) {
 		if name, value, ok := measured.Parse(line); ok {
 			r.Measured[name] = value
+		}
+		// How a test ended, but not one of its parts: it is minutes until all have.
+		if ended, ok := strings.CutPrefix(line, "--- "); ok {
+			fmt.Fprintf(out, "  %s\n", ended)
 		}
 	})
 	waitErr := tests.Wait()
