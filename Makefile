@@ -212,7 +212,7 @@ lint: $(GOLANGCI_LINT) $(GOFUMPT) $(ACTIONLINT) | deps ## check the style of Go,
 	@echo "gofumpt"; files=$$($(GOFUMPT) -l bench cmd internal test); \
 	[ -z "$$files" ] || { echo "not formatted by gofumpt:"; echo "$$files"; exit 1; } >&2
 	@echo "go mod tidy"; go mod tidy -diff
-	@echo "golangci-lint"; CGO_ENABLED=0 $(GOLANGCI_LINT) run ./...
+	@echo "golangci-lint"; CGO_ENABLED=0 GOFLAGS=-trimpath $(GOLANGCI_LINT) run ./...
 	@echo "shellcheck"; shellcheck $(SCRIPTS)
 	@echo "actionlint"; $(ACTIONLINT)
 	@echo "lint: clean"
