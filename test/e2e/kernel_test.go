@@ -5,6 +5,7 @@ package e2e
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -14,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cilium/ebpf"
 	"oras.land/oras-go/v2/content/oci"
 
 	"gadget.example/network/internal/gadget/image"
@@ -37,6 +39,9 @@ func TestEveryProgramIsAcceptedAndCheap(t *testing.T) {
 		t.Fatal(err)
 	}
 	costs, err := object.Verified(spec)
+	if refused := (*ebpf.VerifierError)(nil); errors.As(err, &refused) {
+		t.Fatalf("%v\n%+v", err, refused) // with the verifier's whole log
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
