@@ -90,7 +90,7 @@ func TestARowSaysWhatCameOfAKernel(t *testing.T) {
 
 func TestProgressAndTheLastWordsOfAGuestAreShown(t *testing.T) {
 	var out strings.Builder
-	events := say("--- PASS: TestA (1.00s)") + say("e2e: the guest panicked; its console log is /tmp/console.log, and ends:") +
+	events := say("--- PASS: TestA/part (1.00s)") + say("--- PASS: TestA (1.00s)") + say("e2e: the guest panicked; its console log is /tmp/console.log, and ends:") +
 		say("  | Kernel panic") + bad
 	if _, err := testKernel(t.Context(), tests(t, events, "1"), oldest, digest, &out); err != nil {
 		t.Fatal(err)
@@ -99,6 +99,9 @@ func TestProgressAndTheLastWordsOfAGuestAreShown(t *testing.T) {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("wanted %q in\n%s", want, &out)
 		}
+	}
+	if strings.Contains(out.String(), "  PASS: TestA/part") {
+		t.Errorf("wanted no line for a part of a test, got\n%s", &out)
 	}
 }
 

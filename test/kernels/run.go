@@ -56,7 +56,7 @@ func testKernel(ctx context.Context, tests *exec.Cmd, k vm.KernelSpec, digest st
 			r.Measured[name] = value
 		}
 		// How a test ended, but not one of its parts: it is minutes until all have.
-		if ended, ok := strings.CutPrefix(line, "--- "); ok {
+		if ended, ok := strings.CutPrefix(line, "--- "); ok && !strings.Contains(ended, "/") {
 			fmt.Fprintf(out, "  %s\n", ended)
 		}
 	})
