@@ -19,70 +19,23 @@
 #include "ebpf/packet.h"
 #include "ebpf/books.h"
 #include "ebpf/owner.h"
-
-struct {
-	__uint(type, BPF_MAP_TYPE_PERF_EVENT_ARRAY);
-	__uint(key_size, sizeof(__u32));
-	__uint(value_size, sizeof(__u32));
-} events SEC(".maps");
-
-GADGET_TRACER(network, events, event);
-
-static __always_inline void set_meta(struct event *event, __u32 netns,
-				     const struct attempt *a)
-{
-	event->timestamp_raw = bpf_ktime_get_boot_ns();
-	event->netns_id = netns;
-	event->egress = a->egress;
-	event->protocol_raw = a->proto;
-}
-
-static __always_inline void set_l4endpoint(struct gadget_l4endpoint_t *endpoint,
-					   const union gadget_ip_addr_t *addr,
-					   __u16 port, const struct attempt *a)
-{
-	endpoint->addr_raw = *addr;
-	endpoint->port = port;
-	endpoint->proto_raw = a->proto;
-	endpoint->version = a->version;
-}
-
-static __always_inline void set_endpoints(struct event *event,
-					  const struct attempt *a)
-{
-	set_l4endpoint(&event->src, &a->saddr, a->sport, a);
-	set_l4endpoint(&event->dst, &a->daddr, a->dport, a);
-	set_l4endpoint(&event->endpoint, a->egress ? &a->daddr : &a->saddr,
-		       a->dport, a);
-}
-
-/* A function with a stack of its own: the event takes half of what there is. */
-static __noinline void report(struct __sk_buff *skb, const struct attempt *a,
-			      const struct gadget_process *proc)
-{
-	/* On the stack, and so nobody else's: no field of another event. */
-	struct event event = {};
-
-	set_meta(&event, netns_of(skb), a);
-	set_endpoints(&event, a);
-	event.proc = *proc;
-	bpf_perf_event_output(skb, &events, BPF_F_CURRENT_CPU, &event,
-			      sizeof(event));
-}
+#include "ebpf/event.h"
 
 SEC("socket1")
 int network(struct __sk_buff *skb)
 {
-	struct gadget_process proc = {};
 	struct attempt attempt = {};
-	bool known;
+	struct report *report;
 
 	if (!read_attempt(skb, &attempt))
 		return 0;
 
-	known = find_owner(skb, &attempt, &proc);
-	if (wants_process(&proc, known))
-		report(skb, &attempt, &proc);
+	report = new_report(&attempt);
+	if (!report)
+		return 0;
+	find_owner(skb, &report->attempt, &report->found);
+	if (wants_process(&report->found.proc, report->found.known))
+		send_report(skb, report);
 	return 0;
 }
 

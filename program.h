@@ -4,6 +4,8 @@
 
 #include <gadget/types.h>
 
+#define PATH_LEN 512 /* bytes, with the zero at the end */
+
 /* IANA's protocol numbers; IG prints the names. */
 enum network_protocol : __u8 {
 	TCP = 6,
@@ -24,6 +26,15 @@ struct event {
 	struct gadget_l4endpoint_t src; /* the initiator */
 	struct gadget_l4endpoint_t dst; /* the one it called */
 	gadget_netns_id netns_id;
+	/*
+	 * Sent with --paths alone. What IG gets is filled up to a multiple of 8
+	 * bytes, behind a length of 4, and not with zeros: see perf_output_sample().
+	 */
+	char cwd[PATH_LEN];
+	char exepath[PATH_LEN];
 };
+
+_Static_assert(__builtin_offsetof(struct event, cwd) % 8 == 4,
+	       "an event without paths has bytes of nobody behind it");
 
 #endif

@@ -21,6 +21,7 @@
 #include <gadget/macros.h>
 #include <gadget/sockets-map.h>
 
+#include "paths.h"
 #include "socket.h"
 
 #define PF_KTHREAD 0x00200000 /* include/linux/sched.h */
@@ -42,6 +43,7 @@ struct owner {
 	__u64 since; /* of the socket's page */
 	struct gadget_process proc;
 	__u32 device; /* interface that the socket is bound to, or 0 */
+	__u32 isn; /* TCP: sequence number of the SYN it sends */
 	bool ipv6only;
 	bool connected; /* takes datagrams of its peer only */
 	bool closed;
@@ -55,7 +57,7 @@ struct port_key {
 	__u64 pad;
 };
 
-/* Where a socket stands in the books; netns 0: it does not. */
+/* Where a socket stands in the books, or stood last. */
 struct entries {
 	__u64 since; /* ns since the boot; tells sockets of one address apart */
 	struct tuple connection;
@@ -86,12 +88,18 @@ struct {
 	__type(value, struct entries);
 } sockets SEC(".maps");
 
-/* Takes an entry out, unless another socket has taken it over. */
-static __always_inline void erase(void *map, const void *key, __u64 sk)
+/* An entry, unless another socket has taken it over. */
+static __always_inline struct owner *own_entry(void *map, const void *key,
+					       __u64 sk)
 {
 	struct owner *owner = bpf_map_lookup_elem(map, key);
 
-	if (owner && owner->sk == sk)
+	return owner && owner->sk == sk ? owner : NULL;
+}
+
+static __always_inline void erase(void *map, const void *key, __u64 sk)
+{
+	if (own_entry(map, key, sk))
 		bpf_map_delete_elem(map, key);
 }
 
@@ -122,14 +130,14 @@ static __always_inline bool has_page(const struct owner *owner)
 
 /*
  * Whether something that the socket has sent has not left yet. One that is
- * closed holds no more than that: see sk_free().
+ * closed holds no more than that: see sk_free(). It counts when the socket has
+ * its page thereafter.
  */
 static __always_inline bool is_sending(const struct owner *owner)
 {
 	struct sock *sk = (void *)owner->sk;
 
-	return BPF_CORE_READ(sk, sk_wmem_alloc.refs.counter) > 1 &&
-	       has_page(owner);
+	return BPF_CORE_READ(sk, sk_wmem_alloc.refs.counter) > 1;
 }
 
 /*
@@ -176,7 +184,7 @@ static __always_inline bool set_owner(struct owner *owner, struct sock *sk)
 /* Books a socket that is about to talk to one peer. */
 static __always_inline void book_connection(struct sock *sk, __u8 proto)
 {
-	struct owner owner = {}, *before;
+	struct owner owner = {};
 	struct tuple key = {};
 	struct entries *entries;
 
@@ -191,11 +199,10 @@ static __always_inline void book_connection(struct sock *sk, __u8 proto)
 	if (!entries)
 		return;
 	owner.since = entries->since;
-	if (entries->connection.netns)
-		erase(&connections, &entries->connection, owner.sk);
-	before = bpf_map_lookup_elem(&connections, &key);
-	owner.doubtful = proto == IPPROTO_TCP && before &&
-			 before->sk != owner.sk && is_sending(before);
+	erase(&connections, &entries->connection, owner.sk);
+	if (proto == IPPROTO_TCP)
+		owner.isn = initial_sequence(sk);
+	book_paths(owner.sk, owner.since);
 	bpf_map_update_elem(&connections, &key, &owner, BPF_ANY);
 	entries->connection = key;
 }
@@ -244,31 +251,26 @@ static __always_inline void book_port(struct sock *sk, __u8 proto)
 	if (!entries)
 		return;
 	owner.since = entries->since;
-	if (entries->port.local.netns)
-		erase(&ports, &entries->port, owner.sk);
-	owner.doubtful = is_any(&key.local.local) && shares_port(sk, proto) &&
+	erase(&ports, &entries->port, owner.sk);
+	owner.doubtful = shares_port(sk, proto) &&
 			 (has_older(&key.local, AF_INET, owner.sk) ||
 			  has_older(&key.local, AF_INET6, owner.sk));
+	book_paths(owner.sk, owner.since);
 	if (take_slot(&key, &owner))
 		entries->port = key;
 }
 
-static __always_inline struct owner *booked_port(struct sock *sk)
+static __always_inline struct owner *booked_port(__u64 sk)
 {
-	__u64 address = (__u64)sk;
-	struct entries *entries = bpf_map_lookup_elem(&sockets, &address);
-	struct owner *owner;
+	struct entries *entries = bpf_map_lookup_elem(&sockets, &sk);
 
-	if (!entries || !entries->port.local.netns)
-		return NULL;
-	owner = bpf_map_lookup_elem(&ports, &entries->port);
-	return owner && owner->sk == address ? owner : NULL;
+	return entries ? own_entry(&ports, &entries->port, sk) : NULL;
 }
 
 /* A datagram socket has got a peer, or lost it. */
 static __always_inline void book_peer(struct sock *sk)
 {
-	struct owner *owner = booked_port(sk);
+	struct owner *owner = booked_port((__u64)sk);
 
 	book_connection(sk, IPPROTO_UDP);
 	if (owner)
@@ -279,33 +281,27 @@ static __always_inline void unbook_peer(struct sock *sk)
 {
 	__u64 address = (__u64)sk;
 	struct entries *entries = bpf_map_lookup_elem(&sockets, &address);
-	struct owner *owner = booked_port(sk);
+	struct owner *owner = booked_port(address);
 
-	if (entries && entries->connection.netns) {
+	if (entries)
 		erase(&connections, &entries->connection, address);
-		entries->connection.netns = 0;
-	}
 	if (owner)
 		owner->connected = false;
 }
 
-static __always_inline struct owner *booked_connection(struct sock *sk)
+static __always_inline struct owner *booked_connection(__u64 sk)
 {
-	__u64 address = (__u64)sk;
-	struct entries *entries = bpf_map_lookup_elem(&sockets, &address);
-	struct owner *owner;
+	struct entries *entries = bpf_map_lookup_elem(&sockets, &sk);
 
-	if (!entries || !entries->connection.netns)
-		return NULL;
-	owner = bpf_map_lookup_elem(&connections, &entries->connection);
-	return owner && owner->sk == address ? owner : NULL;
+	return entries ? own_entry(&connections, &entries->connection, sk) :
+			 NULL;
 }
 
 /* The socket gives up its port: what comes there is not for it any more. */
 static __always_inline void close_port(struct sock *sk)
 {
-	struct owner *port = booked_port(sk);
-	struct owner *connection = booked_connection(sk);
+	struct owner *port = booked_port((__u64)sk);
+	struct owner *connection = booked_connection((__u64)sk);
 
 	if (port)
 		port->closed = true;
@@ -321,10 +317,9 @@ static __always_inline void forget_socket(struct sock *sk)
 
 	if (!entries)
 		return;
-	if (entries->connection.netns)
-		erase(&connections, &entries->connection, address);
-	if (entries->port.local.netns)
-		erase(&ports, &entries->port, address);
+	erase(&connections, &entries->connection, address);
+	erase(&ports, &entries->port, address);
+	forget_paths(address);
 	bpf_map_delete_elem(&sockets, &address);
 }
 

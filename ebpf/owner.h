@@ -21,6 +21,25 @@
 
 #define TCP_LISTEN_STATE 10 /* TCP_LISTEN in include/net/tcp_states.h */
 
+/* Whose socket a packet is of. */
+struct found {
+	struct gadget_process proc; /* all zero: nobody is known */
+	__u64 sk; /* of a socket in the books, as in struct owner */
+	__u64 since;
+	struct gadget_socket_key older; /* IG's, of a socket that it knows */
+	bool known;
+	bool is_older;
+};
+
+static __always_inline void set_found(struct found *found,
+				      const struct owner *owner)
+{
+	found->proc = owner->proc;
+	found->sk = owner->sk;
+	found->since = owner->since;
+	found->known = true;
+}
+
 /* The packet as the socket of this side would see it. */
 static __always_inline void to_tuple(__u32 netns, const struct attempt *a,
 				     struct tuple *t)
@@ -34,11 +53,21 @@ static __always_inline void to_tuple(__u32 netns, const struct attempt *a,
 	t->proto = a->proto;
 }
 
-static __always_inline struct owner *find_connection(const struct tuple *t)
+/*
+ * A SYN that has waited, for a neighbour's address for example, can be sent
+ * when another socket has got the ends of the one that it belongs to: its
+ * sequence number tells them apart.
+ */
+static __always_inline struct owner *find_connection(const struct tuple *t,
+						     const struct attempt *a)
 {
 	struct owner *owner = bpf_map_lookup_elem(&connections, t);
 
-	return owner && !owner->closed && has_page(owner) ? owner : NULL;
+	if (!owner || owner->closed || !has_page(owner))
+		return NULL;
+	if (a->egress && owner->isn != a->seq)
+		return NULL;
+	return owner;
 }
 
 /* What is asked about the sockets on a port. */
@@ -115,11 +144,11 @@ static __always_inline struct owner *find_port(const struct tuple *t,
 
 /* Who can have sent a datagram. */
 struct senders {
-	struct gadget_process proc; /* of the last one that counts */
-	bool known;
+	__u64 sk; /* of the last one that counts, or 0 */
+	__u32 pid;
+	__u32 tid;
 	bool sending; /* it has something on its way: who has not, did not */
 	bool several; /* processes */
-	bool doubtful;
 };
 
 /*
@@ -139,21 +168,23 @@ static __always_inline void consider(struct senders *found, struct owner *owner,
 {
 	bool sending;
 
-	if (!owner || (owner->ipv6only && version == 4) || !has_page(owner))
+	if (!owner || (owner->ipv6only && version == 4))
 		return;
 	sending = is_sending(owner);
+	if (!has_page(owner))
+		return;
 	if (!sending && (owner->closed || found->sending))
 		return;
 
 	if (sending && !found->sending)
 		found->several = false;
-	else if (found->known && (found->proc.pid != owner->proc.pid ||
-				  found->proc.tid != owner->proc.tid))
+	else if (found->sk && (found->pid != owner->proc.pid ||
+			       found->tid != owner->proc.tid))
 		found->several = true;
-	found->proc = owner->proc;
-	found->known = true;
+	found->sk = owner->sk;
+	found->pid = owner->proc.pid;
+	found->tid = owner->proc.tid;
 	found->sending = sending;
-	found->doubtful = owner->doubtful;
 }
 
 static __always_inline void consider_port(struct senders *found,
@@ -172,16 +203,18 @@ static __always_inline void consider_port(struct senders *found,
  * has waited, for a neighbour's address for example, until its socket was
  * closed and another process had the port.
  */
-static __always_inline struct senders *find_sender(const struct tuple *t)
+static __always_inline struct owner *find_sender(const struct tuple *t)
 {
 	struct port_key key = { .local = *t };
 	struct senders *found;
+	struct owner *owner;
 	__u32 zero = 0;
 
 	found = bpf_map_lookup_elem(&senders, &zero);
 	if (!found)
 		return NULL;
-	found->known = found->sending = found->several = false;
+	found->sk = 0;
+	found->sending = found->several = false;
 
 	consider(found, bpf_map_lookup_elem(&connections, t), t->version);
 	__builtin_memset(&key.local.remote, 0, sizeof(key.local.remote));
@@ -193,7 +226,10 @@ static __always_inline struct senders *find_sender(const struct tuple *t)
 		key.local.version = 6; /* a dual-stack socket */
 		consider_port(found, &key, t->version);
 	}
-	return found->known && !found->several ? found : NULL;
+	if (!found->sk || found->several)
+		return NULL;
+	owner = booked_port(found->sk);
+	return owner ? owner : booked_connection(found->sk);
 }
 
 /*
@@ -227,37 +263,44 @@ static __always_inline bool fits(struct sock *sk, const struct tuple *t,
 	       is_same(&s.remote, &t->remote);
 }
 
+/* What IG says of a key, when the socket behind it fits the packet. */
+static __always_inline struct gadget_socket_value *ask_ig(
+	const struct gadget_socket_key *key, const struct tuple *t, bool egress)
+{
+	struct gadget_socket_value *socket;
+	__u64 sk;
+
+	socket = bpf_map_lookup_elem(&gadget_sockets, key);
+	if (!socket || socket->deletion_timestamp)
+		return NULL;
+	sk = socket->sock;
+	/* About a socket that is in our books, they have spoken. */
+	if (bpf_map_lookup_elem(&sockets, &sk) || !fits((void *)sk, t, egress))
+		return NULL;
+	return socket;
+}
+
 /*
  * IG's socket enricher knows sockets older than the gadget, but by their local
  * port alone: its answer counts when the socket behind it fits the packet.
- * About a socket that is in our books, they have spoken.
  */
-static __always_inline struct gadget_socket_value *find_older(
-	const struct tuple *t, bool egress)
+static __always_inline void find_older(const struct tuple *t, bool egress,
+				       struct found *found)
 {
+	struct gadget_socket_key *key = &found->older;
 	struct gadget_socket_value *socket;
-	struct gadget_socket_key key;
-	__u64 sk;
 
-	__builtin_memset(&key, 0, sizeof(key)); /* its padding too */
-	key.netns = t->netns;
-	key.family = t->version == 4 ? AF_INET : AF_INET6;
-	key.proto = t->proto;
-	key.port = t->local_port;
-
-	for (int i = 0; i < 2; i++) {
-		socket = bpf_map_lookup_elem(&gadget_sockets, &key);
-		if (socket && !socket->deletion_timestamp) {
-			sk = socket->sock;
-			if (!bpf_map_lookup_elem(&sockets, &sk) &&
-			    fits((void *)sk, t, egress))
-				return socket;
-		}
-		if (t->version == 6)
-			break;
-		key.family = AF_INET6; /* a dual-stack socket */
+	key->netns = t->netns;
+	key->family = t->version == 4 ? AF_INET : AF_INET6;
+	key->proto = t->proto;
+	key->port = t->local_port;
+	socket = ask_ig(key, t, egress);
+	if (!socket && t->version == 4) {
+		key->family = AF_INET6; /* a dual-stack socket */
+		socket = ask_ig(key, t, egress);
 	}
-	return NULL;
+	found->known = found->is_older = socket;
+	gadget_process_populate_from_socket(socket, &found->proc);
 }
 
 /* What the books say of an attempt. */
@@ -268,57 +311,42 @@ enum verdict {
 };
 
 static __always_inline enum verdict find_booked(const struct tuple *t,
-						__u32 device, bool egress,
-						struct gadget_process *proc)
+						const struct attempt *a,
+						__u32 device,
+						struct found *found)
 {
 	struct question q = { .device = device, .version = t->version };
-	struct senders *sender;
 	struct owner *owner;
 
-	if (t->proto == IPPROTO_UDP && egress) {
-		sender = find_sender(t);
-		if (!sender)
-			return UNBOOKED;
-		if (sender->doubtful)
-			return DOUBTFUL;
-		*proc = sender->proc;
-		return BOOKED;
+	if (t->proto == IPPROTO_UDP && a->egress) {
+		owner = find_sender(t);
+	} else {
+		owner = find_connection(t, a);
+		if (!owner && !a->egress)
+			owner = find_port(t, &q);
 	}
-
-	owner = find_connection(t);
-	if (!owner && !egress)
-		owner = find_port(t, &q);
 	if (!owner)
 		return UNBOOKED;
 	if (owner->doubtful)
 		return DOUBTFUL;
-	*proc = owner->proc;
+	set_found(found, owner);
 	return BOOKED;
 }
 
 /*
- * Fills in the owner of the attempt's socket. Returns false, and leaves proc
- * as it is, when nobody is known. A function with a stack of its own.
+ * Fills in the owner of the attempt's socket, in what is all zero. A function
+ * with a stack of its own.
  */
-static __noinline bool find_owner(struct __sk_buff *skb,
-				  const struct attempt *a,
-				  struct gadget_process *proc)
+static __noinline int find_owner(struct __sk_buff *skb, const struct attempt *a,
+				 struct found *found)
 {
-	struct gadget_socket_value *socket;
 	struct tuple t = {};
 
 	to_tuple(netns_of(skb), a, &t);
-	switch (find_booked(&t, skb->ifindex, a->egress, proc)) {
-	case BOOKED:
-		return true;
-	case DOUBTFUL:
-		return false;
-	case UNBOOKED:
-		break;
-	}
-	socket = find_older(&t, a->egress);
-	gadget_process_populate_from_socket(socket, proc);
-	return socket;
+	if (find_booked(&t, a, skb->ifindex, found) != UNBOOKED)
+		return 0;
+	find_older(&t, a->egress, found);
+	return 0;
 }
 
 #endif

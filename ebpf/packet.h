@@ -121,6 +121,7 @@ struct attempt {
 	union gadget_ip_addr_t daddr;
 	__u16 sport;
 	__u16 dport;
+	__u32 seq; /* of a SYN, host byte order: the initiator's first */
 	__u8 version; /* 4 or 6 */
 	__u8 proto; /* IPPROTO_TCP or IPPROTO_UDP */
 	bool egress;
@@ -320,6 +321,7 @@ static __always_inline bool read_tcp(const struct cursor *c,
 	doff = (h.doff_reserved >> 4) * 4;
 	a->sport = bpf_ntohs(h.source);
 	a->dport = bpf_ntohs(h.dest);
+	a->seq = bpf_ntohl(h.seq);
 	return doff >= sizeof(h) && ip->l4 + sizeof(h) <= ip->len &&
 	       (ip->fragmented || ip->l4 + doff <= ip->len);
 }

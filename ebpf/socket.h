@@ -82,13 +82,25 @@ static __always_inline void read_ipv4_socket(struct sock *sk, struct tuple *t)
 	t->version = 4;
 }
 
-/* UDP shares functions with UDP-Lite, raw and ping sockets. */
+/*
+ * UDP shares functions with UDP-Lite, raw and ping sockets. The socket that a
+ * program has of MPTCP is one of TCP here: it has the addresses of the TCP
+ * socket behind it, see mptcp_copy_inaddrs().
+ */
 static __always_inline bool is_socket_of(struct sock *sk, __u8 proto)
 {
-	__u16 type = proto == IPPROTO_TCP ? SOCK_STREAM : SOCK_DGRAM;
+	__u16 protocol = BPF_CORE_READ(sk, sk_protocol);
 
-	return BPF_CORE_READ(sk, sk_protocol) == proto &&
-	       BPF_CORE_READ(sk, sk_type) == type;
+	if (proto == IPPROTO_TCP)
+		return (protocol == IPPROTO_TCP || protocol == IPPROTO_MPTCP) &&
+		       BPF_CORE_READ(sk, sk_type) == SOCK_STREAM;
+	return protocol == proto && BPF_CORE_READ(sk, sk_type) == SOCK_DGRAM;
+}
+
+/* Of the SYN, in tcp_connect(): see tcp_connect_init(). */
+static __always_inline __u32 initial_sequence(struct sock *sk)
+{
+	return BPF_CORE_READ((struct tcp_sock *)sk, write_seq);
 }
 
 /*

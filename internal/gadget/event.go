@@ -23,6 +23,11 @@ type Event struct {
 	Src      netip.AddrPort // the initiator
 	Dst      netip.AddrPort // the endpoint that it called
 	Proc     Process        // zero when nobody is known to own the socket
+
+	// With the parameter "paths": of the process, when it connected or opened its
+	// port; empty when they are not known.
+	ExePath string
+	Cwd     string
 }
 
 // Protocol is an IP protocol number, see IANA's "Protocol Numbers".
@@ -74,6 +79,8 @@ type decoder struct {
 	src       endpointFields
 	dst       endpointFields
 	proc      processFields
+	exePath   datasource.FieldAccessor
+	cwd       datasource.FieldAccessor
 }
 
 type endpointFields struct {
@@ -108,6 +115,8 @@ func newDecoder(ds datasource.DataSource) (*decoder, error) {
 		peer:      endpoint("endpoint"),
 		src:       endpoint("src"),
 		dst:       endpoint("dst"),
+		exePath:   field("exepath"),
+		cwd:       field("cwd"),
 		proc: processFields{
 			comm: field("proc.comm"), pid: field("proc.pid"), tid: field("proc.tid"),
 			mntns: field("proc.mntns_id"), uid: field("proc.creds.uid"), gid: field("proc.creds.gid"),
@@ -148,6 +157,8 @@ func (d *decoder) event(data datasource.Data) (e Event, err error) {
 			},
 		},
 		Protocol: Protocol(d.order.Uint16(d.dst.proto.Get(data))),
+		ExePath:  cString(d.exePath.Get(data)),
+		Cwd:      cString(d.cwd.Get(data)),
 	}
 	if e.Peer, err = d.endpoint(d.peer, data); err != nil {
 		return e, err

@@ -16,6 +16,7 @@ const (
 	connectionBook = "connections"
 	portBook       = "ports"
 	pageBook       = "sockets"
+	pathBook       = "socket_paths"
 	igBook         = "gadget_sockets"
 )
 
@@ -31,7 +32,7 @@ func newBook(spec *ebpf.MapSpec, m *ebpf.Map) (*book, error) {
 	if b.value, err = layoutOf(spec.Value); err != nil {
 		return nil, err
 	}
-	if spec.Name != pageBook { // its key is a number
+	if spec.Name != pageBook && spec.Name != pathBook { // their keys are numbers
 		b.key, err = layoutOf(spec.Key)
 	}
 	return b, err
@@ -47,6 +48,7 @@ type entry struct {
 
 	sk, since uint64 // the socket's address and when it got it; 0: made up
 	device    uint32
+	isn       uint32 // of a TCP connection; 0: that of the tests' packets
 	// ipv6only, connected and closed as in struct owner. unpaged: the socket's
 	// page in the books had to make way.
 	ipv6only, connected, closed, unpaged bool
@@ -98,6 +100,9 @@ func (g *gadget) write(tb testing.TB, into string, e entry, path string) {
 	if e.since == 0 {
 		e.since = madeUp
 	}
+	if e.isn == 0 {
+		e.isn = synSequence
+	}
 	b := g.books[into]
 	key, value := make([]byte, b.key.size), make([]byte, b.value.size)
 	b.key.encodeTuple(key, path, e)
@@ -105,7 +110,7 @@ func (g *gadget) write(tb testing.TB, into string, e entry, path string) {
 		b.key.field("slot").putUint(key, e.slot)
 	}
 	for name, v := range map[string]uint64{
-		"sk": e.sk, "since": e.since, "device": uint64(e.device),
+		"sk": e.sk, "since": e.since, "device": uint64(e.device), "isn": uint64(e.isn),
 		"ipv6only": bit(e.ipv6only), "connected": bit(e.connected), "closed": bit(e.closed),
 	} {
 		b.value.field(name).putUint(value, v)
@@ -116,6 +121,7 @@ func (g *gadget) write(tb testing.TB, into string, e entry, path string) {
 		p := g.books[pageBook]
 		page := make([]byte, p.value.size)
 		p.value.field("since").putUint(page, e.since)
+		copy(p.value.field(map[string]string{portBook: "port", connectionBook: "connection"}[into]).of(page), key)
 		err = p.Put(e.sk, page)
 	}
 	if err != nil {

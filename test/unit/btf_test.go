@@ -181,6 +181,10 @@ func newEventLayout(types *btf.Spec) (*eventLayout, error) {
 	}, nil
 }
 
+// sent is how many bytes of an event are sent when no paths are asked for: no
+// byte of nobody is behind them.
+func (l *eventLayout) sent() int { return int(l.field("cwd").offset) }
+
 func (l *eventLayout) decode(b []byte) event {
 	return event{
 		Egress:   l.egress.uint(b) != 0,

@@ -31,6 +31,19 @@ var errRejected = errors.New("the kernel rejects this frame")
 // parameters are values for the object's variables, by their names.
 type parameters map[string]any
 
+func (p parameters) set(spec *ebpf.CollectionSpec) error {
+	for name, value := range p {
+		v := spec.Variables[name]
+		if v == nil {
+			return fmt.Errorf("the eBPF object has no parameter %s", name)
+		}
+		if err := v.Set(value); err != nil {
+			return fmt.Errorf("setting parameter %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
 // A gadget is the socket filter, loaded on its own.
 type gadget struct {
 	program *ebpf.Program
@@ -71,14 +84,8 @@ func newGadget(params parameters) (*gadget, error) {
 	if err != nil {
 		return nil, err
 	}
-	for name, value := range params {
-		v := spec.Variables[name]
-		if v == nil {
-			return nil, fmt.Errorf("the eBPF object has no parameter %s", name)
-		}
-		if err := v.Set(value); err != nil {
-			return nil, fmt.Errorf("setting parameter %s: %w", name, err)
-		}
+	if err := params.set(spec); err != nil {
+		return nil, err
 	}
 	g := &gadget{}
 	if g.events, err = newEventLayout(spec.Types); err != nil {
@@ -208,8 +215,8 @@ func (g *gadget) next(deadline time.Time) (event, uint64, error) {
 		return event{}, 0, fmt.Errorf("the kernel lost %d events", g.record.LostSamples)
 	}
 	b := g.record.RawSample
-	if len(b) < int(g.events.size) {
-		return event{}, 0, fmt.Errorf("an event has %d bytes, want %d", len(b), g.events.size)
+	if want := g.events.sent(); len(b) != want {
+		return event{}, 0, fmt.Errorf("an event has %d bytes, want %d", len(b), want)
 	}
 	return g.events.decode(b), g.events.timestamp.uint(b), nil
 }

@@ -6,10 +6,13 @@ package unit
 
 import (
 	"errors"
+	"fmt"
 	"maps"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 	"unsafe"
@@ -22,20 +25,16 @@ import (
 // hookAll loads the object and attaches its kprobes, as IG does. The tests with
 // them have a build tag of their own: `make test-hooks` runs them on a kernel
 // that has kprobes.
-func hookAll(t *testing.T) map[string]*book {
+func hookAll(t *testing.T, params parameters) map[string]*book {
 	t.Helper()
-	spec, err := object.Read()
-	if err != nil {
-		t.Fatal(err)
-	}
-	c := loadObject(t)
+	spec, c := loadObject(t, params)
 	detach, err := object.AttachKprobes(spec, c)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = detach() })
 	books := map[string]*book{}
-	for _, name := range []string{connectionBook, portBook, pageBook} {
+	for _, name := range []string{connectionBook, portBook, pageBook, pathBook} {
 		if books[name], err = newBook(spec.Maps[name], c.Maps[name]); err != nil {
 			t.Fatal(err)
 		}
@@ -169,7 +168,7 @@ func failing(do func(map[string]int) error, want error) func(map[string]int) err
 
 func TestSystemCallsFillTheBooks(t *testing.T) {
 	const tcp, udp = protoTCP, protoUDP
-	books := hookAll(t)
+	books := hookAll(t, nil)
 	udpPort := func(local netip.AddrPort) booked { return booked{local: local, proto: udp} }
 	tcpPort := func(local netip.AddrPort) booked { return booked{local: local, proto: tcp} }
 	peer := func(proto uint8) []booked { return []booked{{local: here4, remote: there4, proto: proto}} }
@@ -255,4 +254,63 @@ func TestSystemCallsFillTheBooks(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestSystemCallsRememberPaths opens ports in folders whose paths are of many
+// lengths: one that there is no room for is not known.
+func TestSystemCallsRememberPaths(t *testing.T) {
+	b := hookAll(t, parameters{"paths": true})[pathBook]
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range folders(t) {
+		cwd := dir
+		if len(dir) >= int(b.value.field("cwd").size) {
+			cwd = ""
+		}
+		t.Chdir(dir)
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM, 0)
+		if err == nil {
+			err = unix.Bind(fd, &unix.SockaddrInet4{})
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, want := b.paths(t), []string{exe, cwd}; !slices.Equal(got, want) {
+			t.Errorf("a port opened in the folder %s of %d bytes\n got %q\nwant %q", dir, len(dir), got, want)
+		}
+		_ = unix.Close(fd)
+		eventually(t, func() bool { return b.paths(t) == nil }, "the socket is closed, want no paths of it")
+	}
+}
+
+// folders have paths of many lengths, up to some over 512 bytes.
+func folders(t *testing.T) []string {
+	t.Helper()
+	all := []string{"/", "/proc", "/proc/self/fd"}
+	for _, base := range []string{t.TempDir(), t.TempDir()} {
+		for _, n := range []int{1, 255, 90, 90, 30, 10, 5, 1, 1, 1, 255} {
+			base = filepath.Join(base, strings.Repeat("n", n))
+			all = append(all, base)
+		}
+	}
+	for _, dir := range all {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	all[2] = fmt.Sprintf("/proc/%d/fd", os.Getpid())
+	return all
+}
+
+// paths are the executable and the working directory in the only entry.
+func (b *book) paths(t *testing.T) (found []string) {
+	t.Helper()
+	var key uint64
+	value := make([]byte, b.value.size)
+	for i := b.Iterate(); i.Next(&key, &value); {
+		found = append(found, cString(b.value.field("exepath").of(value)), cString(b.value.field("cwd").of(value)))
+	}
+	return found
 }

@@ -23,13 +23,16 @@ const (
 )
 
 // loadObject loads all programs and maps of the object, as IG does.
-func loadObject(tb testing.TB) *ebpf.Collection {
+func loadObject(tb testing.TB, params parameters) (*ebpf.CollectionSpec, *ebpf.Collection) {
 	tb.Helper()
 	if os.Geteuid() != 0 {
 		tb.Skip("needs root: loads eBPF programs")
 	}
 	spec, err := object.Read()
 	if err != nil {
+		tb.Fatal(err)
+	}
+	if err := params.set(spec); err != nil {
 		tb.Fatal(err)
 	}
 	c, err := object.Load(spec)
@@ -40,11 +43,11 @@ func loadObject(tb testing.TB) *ebpf.Collection {
 		tb.Fatal(err)
 	}
 	tb.Cleanup(c.Close)
-	return c
+	return spec, c
 }
 
 func TestVerifierIsFarFromItsLimit(t *testing.T) {
-	c := loadObject(t)
+	_, c := loadObject(t, nil)
 	for _, name := range slices.Sorted(maps.Keys(c.Programs)) {
 		info, err := c.Programs[name].Info()
 		if err != nil {
@@ -64,7 +67,7 @@ func TestVerifierIsFarFromItsLimit(t *testing.T) {
 func TestOwnMapsAreSmall(t *testing.T) {
 	// IG replaces these by its own.
 	shared := []string{igBook, "gadget_mntns_filter_map"}
-	c := loadObject(t)
+	_, c := loadObject(t, nil)
 	total := uint64(0)
 	for _, name := range slices.Sorted(maps.Keys(c.Maps)) {
 		if slices.Contains(shared, name) {

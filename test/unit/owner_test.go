@@ -93,6 +93,7 @@ func connection(local, remote netip.AddrPort, owner string, changes ...func(*ent
 func slot(n uint64) func(*entry)         { return func(e *entry) { e.slot = n } }
 func since(n uint64) func(*entry)        { return func(e *entry) { e.since = n } }
 func device(n uint32) func(*entry)       { return func(e *entry) { e.device = n } }
+func sequence(n uint32) func(*entry)     { return func(e *entry) { e.isn = n } }
 func inNetNS(n uint32) func(*entry)      { return func(e *entry) { e.netns = n } }
 func overProto(n uint8) func(*entry)     { return func(e *entry) { e.proto = n } }
 func isClosed(e *entry)                  { e.closed = true }
@@ -332,6 +333,17 @@ func connectionOwnerCases() []ownerCase {
 			[]entry{connection(here4, there4, "closed", isClosed), port(any4, "server")},
 			"server", "server",
 		},
+		{
+			"a SYN of another socket of the same ends", tcp, here4, there4,
+			[]entry{connection(here4, there4, "client", sequence(synSequence+1))},
+			"client", "",
+		},
+		{
+			"a SYN of another socket over IPv6", tcp, here6, there6,
+			[]entry{connection(here6, there6, "client", sequence(synSequence-1)), port(any6, "server")},
+			"client", "",
+		},
+		{"a datagram has no sequence", udp, here4, there4, []entry{connection(here4, there4, "client", sequence(1))}, "client", "client"},
 		{"a connection without a page", tcp, here4, there4, []entry{connection(here4, there4, "gone", isUnpaged)}, "", ""},
 	}
 }

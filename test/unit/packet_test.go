@@ -48,6 +48,9 @@ const (
 	moreFragments = 0x2000 // of IPv4; an IPv6 fragment header has 0x0001
 )
 
+// synSequence is the sequence number of all TCP segments.
+const synSequence = 0x01020304
+
 // A packet is what a test sends, by its fields. Lengths are made to fit.
 type packet struct {
 	dstMAC   [6]byte  // all zero: this host's
@@ -168,7 +171,8 @@ func (p packet) appendTransport(b []byte) []byte {
 	case protoTCP:
 		b = binary.BigEndian.AppendUint16(b, p.sport)
 		b = binary.BigEndian.AppendUint16(b, p.dport)
-		b = append(b, 1, 2, 3, 4, 0, 0, 0, 0, byte((20+len(p.tcpOptions))/4<<4), p.flags, 0xFF, 0xFF, 0, 0, 0, 0)
+		b = binary.BigEndian.AppendUint32(b, synSequence)
+		b = append(b, 0, 0, 0, 0, byte((20+len(p.tcpOptions))/4<<4), p.flags, 0xFF, 0xFF, 0, 0, 0, 0)
 		b = append(b, p.tcpOptions...)
 	case protoUDP:
 		b = binary.BigEndian.AppendUint16(b, p.sport)

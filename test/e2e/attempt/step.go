@@ -18,6 +18,7 @@ const (
 	Give   Action = "give"   // gives the socket of the name to the agent with the process ID To, and closes it
 	Take   Action = "take"   // takes one that was given, under the name
 	Rename Action = "rename" // does no more than Comm says
+	Chdir  Action = "chdir"  // goes to the folder Dir
 	Child  Action = "child"  // has a child process carry out Steps; it has ended when the step is over
 )
 
@@ -44,6 +45,7 @@ type Step struct {
 	// Comm, if not empty, is how the process calls itself from now on.
 	Comm string `json:",omitempty"`
 
+	Dir   string `json:",omitempty"`
 	To    int    `json:",omitempty"`
 	Steps []Step `json:",omitempty"` // the child's
 	// Inherit are sockets that the child has from its start.
