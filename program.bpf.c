@@ -17,25 +17,46 @@
 #include "program.h"
 #include "ebpf/params.h"
 #include "ebpf/packet.h"
+#include "ebpf/report.h"
+#include "ebpf/route.h"
+#include "ebpf/once.h"
+#include "ebpf/device.h"
 #include "ebpf/books.h"
 #include "ebpf/owner.h"
 #include "ebpf/event.h"
+#include "ebpf/limit.h"
 
 SEC("socket1")
 int network(struct __sk_buff *skb)
 {
 	struct attempt attempt = {};
+	struct workspace *space;
 	struct report *report;
 
 	if (!read_attempt(skb, &attempt))
 		return 0;
 
-	report = new_report(&attempt);
-	if (!report)
+	space = get_workspace(IN_PACKET);
+	if (!space)
 		return 0;
-	find_owner(skb, &report->attempt, &report->found);
-	if (wants_process(&report->found.proc, report->found.known))
-		send_report(skb, report);
+	report = &space->report;
+	begin_report(report, skb, &attempt);
+	if (is_of_known_flow(report) || !wants_direction(attempt.egress) ||
+	    is_forwarded(skb, report) || is_copy(skb, report))
+		return 0;
+
+	find_owner(skb, report);
+	if (wants_process(&report->found.proc, report->found.known) &&
+	    !is_withheld(report))
+		send_report(skb, space);
+	return 0;
+}
+
+/* Every second, on every CPU. */
+SEC("perf_event/clock")
+int network_clock(struct bpf_perf_event_data *ctx)
+{
+	report_all_withheld(ctx);
 	return 0;
 }
 

@@ -26,6 +26,8 @@ struct event {
 	struct gadget_l4endpoint_t src; /* the initiator */
 	struct gadget_l4endpoint_t dst; /* the one it called */
 	gadget_netns_id netns_id;
+	__u32 retries; /* of this SYN, before this one */
+	__u32 suppressed; /* attempts of the owner since its event before */
 	/*
 	 * Sent with --paths alone. What IG gets is filled up to a multiple of 8
 	 * bytes, behind a length of 4, and not with zeros: see perf_output_sample().

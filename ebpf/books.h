@@ -35,7 +35,7 @@ GADGET_PARAM(connections_max_entries);
 const volatile __u32 ports_max_entries = 8192;
 GADGET_PARAM(ports_max_entries);
 
-const volatile __u32 sockets_max_entries = 16384;
+const volatile __u32 sockets_max_entries = 12288;
 GADGET_PARAM(sockets_max_entries);
 
 struct owner {
@@ -48,6 +48,7 @@ struct owner {
 	bool connected; /* takes datagrams of its peer only */
 	bool closed;
 	bool doubtful; /* others, which are not in the books, may be meant */
+	bool crowded; /* there was no slot for another one, of another kind */
 };
 
 /* An open port: remote address and port are none. */
@@ -83,7 +84,7 @@ struct {
 /* By the address of struct sock. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 16384);
+	__uint(max_entries, 12288);
 	__type(key, __u64);
 	__type(value, struct entries);
 } sockets SEC(".maps");
@@ -217,22 +218,35 @@ static __always_inline void read_port(struct sock *sk, __u8 proto,
 	local->remote_port = 0;
 }
 
-/* Takes the first slot that is free, or whose socket is closed or forgotten. */
-static __always_inline bool take_slot(struct port_key *key,
-				      const struct owner *owner)
+/* Whether nobody else uses the slot any more. */
+static __always_inline bool is_free(const struct owner *taken,
+				    const struct owner *owner)
 {
-	struct owner *taken;
+	return (taken->closed && !is_sending(taken)) ||
+	       taken->sk == owner->sk || !has_page(taken);
+}
+
+/*
+ * Takes the first slot that is free. When there is none it may be no loss: of
+ * a group of SO_REUSEPORT any socket is named.
+ */
+static __always_inline bool take_slot(struct port_key *key,
+				      const struct owner *owner,
+				      bool of_a_group)
+{
+	struct owner *taken = NULL;
 
 	for (int i = 0; i < MAX_SHARED; i++) {
 		key->slot = i;
 		if (!bpf_map_update_elem(&ports, key, owner, BPF_NOEXIST))
 			return true;
 		taken = bpf_map_lookup_elem(&ports, key);
-		if (taken && ((taken->closed && !is_sending(taken)) ||
-			      taken->sk == owner->sk || !has_page(taken)))
+		if (taken && is_free(taken, owner))
 			return !bpf_map_update_elem(&ports, key, owner,
 						    BPF_ANY);
 	}
+	if (taken && !of_a_group)
+		taken->crowded = true;
 	return false;
 }
 
@@ -256,7 +270,7 @@ static __always_inline void book_port(struct sock *sk, __u8 proto)
 			 (has_older(&key.local, AF_INET, owner.sk) ||
 			  has_older(&key.local, AF_INET6, owner.sk));
 	book_paths(owner.sk, owner.since);
-	if (take_slot(&key, &owner))
+	if (take_slot(&key, &owner, is_of_group(sk) && !owner.device))
 		entries->port = key;
 }
 

@@ -15,9 +15,9 @@
 #include <gadget/types.h>
 
 #include "../program.h"
-#include "owner.h"
 #include "packet.h"
 #include "paths.h"
+#include "report.h"
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERF_EVENT_ARRAY);
@@ -30,47 +30,36 @@ GADGET_TRACER(network, events, event);
 /* What is sent of an event without paths, in bytes. */
 #define EVENT_LEN __builtin_offsetof(struct event, cwd)
 
-/* All that is known of one attempt. */
-struct report {
-	struct attempt attempt;
-	struct found found;
-	struct event event;
+/* What became of the attempts that were to be reported, by CPU. */
+struct counters {
+	__u64 reported; /* events */
+	__u64 lost; /* events that the ring had no room for */
+	__u64 withheld; /* attempts that the rate limit has held back */
 };
 
-/*
- * Too large for the stack, and what is in a map the verifier does not follow.
- * It is this CPU's, and a packet's filter runs with softirqs off: see
- * dev_queue_xmit().
- */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, __u32);
-	__type(value, struct report);
-} reports SEC(".maps");
+	__type(value, struct counters);
+} counters SEC(".maps");
 
-/* All zero, but for paths: there is no field of another report. */
-static __always_inline struct report *new_report(const struct attempt *a)
+static __always_inline struct counters *get_counters(void)
 {
-	struct report *report;
 	__u32 zero = 0;
 
-	report = bpf_map_lookup_elem(&reports, &zero);
-	if (!report)
-		return NULL;
-	report->attempt = *a;
-	__builtin_memset(&report->found, 0, sizeof(report->found));
-	__builtin_memset(&report->event, 0, EVENT_LEN);
-	return report;
+	return bpf_map_lookup_elem(&counters, &zero);
 }
 
-static __always_inline void set_meta(struct event *event, __u32 netns,
-				     const struct attempt *a)
+static __always_inline void set_meta(struct event *event,
+				     const struct report *report)
 {
-	event->timestamp_raw = bpf_ktime_get_boot_ns();
-	event->netns_id = netns;
-	event->egress = a->egress;
-	event->protocol_raw = a->proto;
+	event->timestamp_raw = report->time;
+	event->netns_id = report->ends.netns;
+	event->egress = report->attempt.egress;
+	event->protocol_raw = report->attempt.proto;
+	event->retries = report->retries;
+	event->suppressed = report->suppressed;
 }
 
 static __always_inline void set_l4endpoint(struct gadget_l4endpoint_t *endpoint,
@@ -128,21 +117,29 @@ static __always_inline void set_paths(struct event *event,
 
 static __always_inline void send_event(void *ctx, struct event *event)
 {
-	bpf_perf_event_output(ctx, &events, BPF_F_CURRENT_CPU, event,
-			      paths ? sizeof(*event) : EVENT_LEN);
+	struct counters *counters = get_counters();
+	long err;
+
+	err = bpf_perf_event_output(ctx, &events, BPF_F_CURRENT_CPU, event,
+				    paths ? sizeof(*event) : EVENT_LEN);
+	if (counters)
+		__sync_fetch_and_add(
+			err ? &counters->lost : &counters->reported, 1);
 }
 
-static __always_inline void send_report(struct __sk_buff *skb,
-					struct report *report)
+static __always_inline void send_report(void *ctx, struct workspace *space)
 {
-	struct event *event = &report->event;
+	struct report *report = &space->report;
+	struct event *event = &space->event;
 
-	set_meta(event, netns_of(skb), &report->attempt);
+	/* All zero, but for paths: no field is left of another event. */
+	__builtin_memset(event, 0, EVENT_LEN);
+	set_meta(event, report);
 	set_endpoints(event, &report->attempt);
 	event->proc = report->found.proc;
 	if (paths)
 		set_paths(event, &report->found);
-	send_event(skb, event);
+	send_event(ctx, event);
 }
 
 #endif

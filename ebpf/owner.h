@@ -16,20 +16,12 @@
 #include <gadget/types.h>
 
 #include "books.h"
+#include "device.h"
 #include "packet.h"
+#include "report.h"
 #include "socket.h"
 
 #define TCP_LISTEN_STATE 10 /* TCP_LISTEN in include/net/tcp_states.h */
-
-/* Whose socket a packet is of. */
-struct found {
-	struct gadget_process proc; /* all zero: nobody is known */
-	__u64 sk; /* of a socket in the books, as in struct owner */
-	__u64 since;
-	struct gadget_socket_key older; /* IG's, of a socket that it knows */
-	bool known;
-	bool is_older;
-};
 
 static __always_inline void set_found(struct found *found,
 				      const struct owner *owner)
@@ -38,19 +30,6 @@ static __always_inline void set_found(struct found *found,
 	found->sk = owner->sk;
 	found->since = owner->since;
 	found->known = true;
-}
-
-/* The packet as the socket of this side would see it. */
-static __always_inline void to_tuple(__u32 netns, const struct attempt *a,
-				     struct tuple *t)
-{
-	t->local = a->egress ? a->saddr : a->daddr;
-	t->remote = a->egress ? a->daddr : a->saddr;
-	t->netns = netns;
-	t->local_port = a->egress ? a->sport : a->dport;
-	t->remote_port = a->egress ? a->dport : a->sport;
-	t->version = a->version;
-	t->proto = a->proto;
 }
 
 /*
@@ -72,8 +51,10 @@ static __always_inline struct owner *find_connection(const struct tuple *t,
 
 /* What is asked about the sockets on a port. */
 struct question {
+	struct __sk_buff *skb;
 	__u32 device; /* the packet's interface */
 	__u8 version; /* the packet's */
+	bool doubtful; /* it may go to a socket of another interface */
 };
 
 /*
@@ -82,13 +63,19 @@ struct question {
  * another interface, or connected to another peer, receives nothing.
  */
 static __always_inline bool takes_part(const struct owner *owner,
-				       const struct question *q)
+				       struct question *q)
 {
+	int leads;
+
 	if (owner->closed || owner->connected ||
-	    (owner->ipv6only && q->version == 4) ||
-	    (owner->device && owner->device != q->device))
+	    (owner->ipv6only && q->version == 4) || !has_page(owner))
 		return false;
-	return has_page(owner);
+	if (!owner->device || owner->device == q->device)
+		return true;
+	leads = leads_to(q->skb, owner->device);
+	if (leads == LEADS_PERHAPS)
+		q->doubtful = true;
+	return leads == LEADS_THERE;
 }
 
 /*
@@ -106,14 +93,18 @@ static __always_inline bool goes_before(const struct owner *owner,
 }
 
 static __always_inline struct owner *find_shared(struct port_key *key,
-						 const struct question *q)
+						 struct question *q)
 {
 	struct owner *owner, *found = NULL;
 
 	for (int i = 0; i < MAX_SHARED; i++) {
 		key->slot = i;
 		owner = bpf_map_lookup_elem(&ports, key);
-		if (owner && takes_part(owner, q) &&
+		if (!owner)
+			continue;
+		if (owner->crowded)
+			q->doubtful = true;
+		if (takes_part(owner, q) &&
 		    (!found || goes_before(owner, found)))
 			found = owner;
 	}
@@ -122,7 +113,7 @@ static __always_inline struct owner *find_shared(struct port_key *key,
 
 /* The exact address, then the wildcard, then that of a dual-stack socket. */
 static __always_inline struct owner *find_port(const struct tuple *t,
-					       const struct question *q)
+					       struct question *q)
 {
 	struct port_key key = { .local = *t };
 	struct owner *owner;
@@ -149,6 +140,7 @@ struct senders {
 	__u32 tid;
 	bool sending; /* it has something on its way: who has not, did not */
 	bool several; /* processes */
+	bool crowded; /* there are others, which are not in the books */
 };
 
 /*
@@ -173,6 +165,8 @@ static __always_inline void consider(struct senders *found, struct owner *owner,
 	sending = is_sending(owner);
 	if (!has_page(owner))
 		return;
+	if (owner->crowded)
+		found->crowded = true;
 	if (!sending && (owner->closed || found->sending))
 		return;
 
@@ -214,7 +208,7 @@ static __always_inline struct owner *find_sender(const struct tuple *t)
 	if (!found)
 		return NULL;
 	found->sk = 0;
-	found->sending = found->several = false;
+	found->sending = found->several = found->crowded = false;
 
 	consider(found, bpf_map_lookup_elem(&connections, t), t->version);
 	__builtin_memset(&key.local.remote, 0, sizeof(key.local.remote));
@@ -226,7 +220,7 @@ static __always_inline struct owner *find_sender(const struct tuple *t)
 		key.local.version = 6; /* a dual-stack socket */
 		consider_port(found, &key, t->version);
 	}
-	if (!found->sk || found->several)
+	if (!found->sk || found->several || found->crowded)
 		return NULL;
 	owner = booked_port(found->sk);
 	return owner ? owner : booked_connection(found->sk);
@@ -263,9 +257,20 @@ static __always_inline bool fits(struct sock *sk, const struct tuple *t,
 	       is_same(&s.remote, &t->remote);
 }
 
+/* A socket that is bound to an interface gets and sends there alone. */
+static __always_inline bool fits_device(struct sock *sk, struct __sk_buff *skb,
+					const struct report *report)
+{
+	__u32 bound = BPF_CORE_READ(sk, __sk_common.skc_bound_dev_if);
+
+	return !bound || bound == report->device ||
+	       (!report->attempt.egress && leads_to(skb, bound) == LEADS_THERE);
+}
+
 /* What IG says of a key, when the socket behind it fits the packet. */
 static __always_inline struct gadget_socket_value *ask_ig(
-	const struct gadget_socket_key *key, const struct tuple *t, bool egress)
+	const struct gadget_socket_key *key, struct __sk_buff *skb,
+	const struct report *report)
 {
 	struct gadget_socket_value *socket;
 	__u64 sk;
@@ -275,7 +280,9 @@ static __always_inline struct gadget_socket_value *ask_ig(
 		return NULL;
 	sk = socket->sock;
 	/* About a socket that is in our books, they have spoken. */
-	if (bpf_map_lookup_elem(&sockets, &sk) || !fits((void *)sk, t, egress))
+	if (bpf_map_lookup_elem(&sockets, &sk) ||
+	    !fits((void *)sk, &report->ends, report->attempt.egress) ||
+	    !fits_device((void *)sk, skb, report))
 		return NULL;
 	return socket;
 }
@@ -284,9 +291,11 @@ static __always_inline struct gadget_socket_value *ask_ig(
  * IG's socket enricher knows sockets older than the gadget, but by their local
  * port alone: its answer counts when the socket behind it fits the packet.
  */
-static __always_inline void find_older(const struct tuple *t, bool egress,
-				       struct found *found)
+static __always_inline void find_older(struct __sk_buff *skb,
+				       struct report *report)
 {
+	const struct tuple *t = &report->ends;
+	struct found *found = &report->found;
 	struct gadget_socket_key *key = &found->older;
 	struct gadget_socket_value *socket;
 
@@ -294,10 +303,10 @@ static __always_inline void find_older(const struct tuple *t, bool egress,
 	key->family = t->version == 4 ? AF_INET : AF_INET6;
 	key->proto = t->proto;
 	key->port = t->local_port;
-	socket = ask_ig(key, t, egress);
+	socket = ask_ig(key, skb, report);
 	if (!socket && t->version == 4) {
 		key->family = AF_INET6; /* a dual-stack socket */
-		socket = ask_ig(key, t, egress);
+		socket = ask_ig(key, skb, report);
 	}
 	found->known = found->is_older = socket;
 	gadget_process_populate_from_socket(socket, &found->proc);
@@ -310,12 +319,16 @@ enum verdict {
 	DOUBTFUL, /* somebody who is not in the books may be meant */
 };
 
-static __always_inline enum verdict find_booked(const struct tuple *t,
-						const struct attempt *a,
-						__u32 device,
-						struct found *found)
+static __always_inline enum verdict find_booked(struct __sk_buff *skb,
+						struct report *report)
 {
-	struct question q = { .device = device, .version = t->version };
+	const struct attempt *a = &report->attempt;
+	const struct tuple *t = &report->ends;
+	struct question q = {
+		.skb = skb,
+		.device = report->device,
+		.version = t->version,
+	};
 	struct owner *owner;
 
 	if (t->proto == IPPROTO_UDP && a->egress) {
@@ -325,28 +338,56 @@ static __always_inline enum verdict find_booked(const struct tuple *t,
 		if (!owner && !a->egress)
 			owner = find_port(t, &q);
 	}
+	if (q.doubtful)
+		return DOUBTFUL;
 	if (!owner)
 		return UNBOOKED;
 	if (owner->doubtful)
 		return DOUBTFUL;
-	set_found(found, owner);
+	set_found(&report->found, owner);
 	return BOOKED;
 }
 
+#ifdef WHO_BY_PORT
+/*
+ * For comparison alone (make who-by-port): IG's map as gadgets use it, by the
+ * local port and nothing else.
+ */
+static __noinline int find_owner(struct __sk_buff *skb, struct report *report)
+{
+	const struct tuple *t = &report->ends;
+	struct gadget_socket_key key = {
+		.netns = t->netns,
+		.family = t->version == 4 ? AF_INET : AF_INET6,
+		.proto = t->proto,
+		.port = t->local_port,
+	};
+	struct gadget_socket_value *socket;
+
+	socket = bpf_map_lookup_elem(&gadget_sockets, &key);
+	if (!socket && t->version == 4) {
+		key.family = AF_INET6;
+		socket = bpf_map_lookup_elem(&gadget_sockets, &key);
+		if (socket && socket->ipv6only)
+			socket = NULL;
+	}
+	report->found.known = socket;
+	gadget_process_populate_from_socket(socket, &report->found.proc);
+	return 0;
+}
+#else
 /*
  * Fills in the owner of the attempt's socket, in what is all zero. A function
  * with a stack of its own.
  */
-static __noinline int find_owner(struct __sk_buff *skb, const struct attempt *a,
-				 struct found *found)
+static __noinline int find_owner(struct __sk_buff *skb, struct report *report)
 {
-	struct tuple t = {};
-
-	to_tuple(netns_of(skb), a, &t);
-	if (find_booked(&t, a, skb->ifindex, found) != UNBOOKED)
+	if (report->forwarded) /* no socket's, though one has such a port */
 		return 0;
-	find_older(&t, a->egress, found);
+	if (find_booked(skb, report) == UNBOOKED)
+		find_older(skb, report);
 	return 0;
 }
+#endif
 
 #endif

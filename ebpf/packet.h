@@ -46,7 +46,6 @@
 #define TCPHDR_ACK 0x10
 
 #define MAX_EXTENSION_HEADERS 6
-#define FIRST_UNPRIVILEGED_PORT 1024 /* PROT_SOCK in include/net/sock.h */
 
 /*
  * The headers as they are on the wire, up to the last field that is read.
@@ -122,6 +121,7 @@ struct attempt {
 	__u16 sport;
 	__u16 dport;
 	__u32 seq; /* of a SYN, host byte order: the initiator's first */
+	__u32 start; /* of a datagram: its first bytes, as they are, or 0 */
 	__u8 version; /* 4 or 6 */
 	__u8 proto; /* IPPROTO_TCP or IPPROTO_UDP */
 	bool egress;
@@ -326,7 +326,7 @@ static __always_inline bool read_tcp(const struct cursor *c,
 	       (ip->fragmented || ip->l4 + doff <= ip->len);
 }
 
-/* A datagram to a low port, see __udp4_lib_rcv() for its lengths. */
+/* A datagram that may begin something, see __udp4_lib_rcv() for its lengths. */
 static __always_inline bool read_udp(const struct cursor *c,
 				     const struct ip_info *ip,
 				     struct attempt *a)
@@ -335,9 +335,10 @@ static __always_inline bool read_udp(const struct cursor *c,
 	__u32 len;
 
 	if (!wants_udp() || !load(c, ip->l4, &h, sizeof(h)) ||
-	    bpf_ntohs(h.dest) >= FIRST_UNPRIVILEGED_PORT)
+	    !wants_datagram(bpf_ntohs(h.dest)))
 		return false;
 
+	load(c, ip->l4 + sizeof(h), &a->start, sizeof(a->start));
 	len = bpf_ntohs(h.len);
 	if (!len && ip->version == 6)
 		len = ip->len - ip->l4; /* a jumbogram, RFC 2675 section 4 */
@@ -413,6 +414,13 @@ static __always_inline bool is_own_traffic(const struct __sk_buff *skb)
 	return skb->pkt_type == PACKET_HOST || skb->pkt_type == PACKET_OUTGOING;
 }
 
+/* On its way out, and it came in: this namespace only forwards it. */
+static __always_inline bool passes_through(const struct __sk_buff *skb,
+					   bool egress)
+{
+	return !forwarded && egress && skb->ingress_ifindex;
+}
+
 static __always_inline bool read_ip(const struct cursor *c, __be16 protocol,
 				    struct ip_info *ip)
 {
@@ -451,8 +459,8 @@ static __always_inline bool read_attempt(struct __sk_buff *skb,
 	struct ip_info ip;
 
 	a->egress = skb->pkt_type == PACKET_OUTGOING;
-	if (!is_own_traffic(skb) || !wants_direction(a->egress) ||
-	    !wants_device(skb->ifindex))
+	if (!is_own_traffic(skb) || !reads_direction(a->egress) ||
+	    !wants_device(skb->ifindex) || passes_through(skb, a->egress))
 		return false;
 
 	if (!read_ip(&c, find_ip_header(&c), &ip) ||

@@ -15,6 +15,7 @@
 #include <gadget/macros.h>
 #include <gadget/types.h>
 
+#define FIRST_UNPRIVILEGED_PORT 1024 /* PROT_SOCK in include/net/sock.h */
 #define LOOPBACK_IFINDEX 1 /* see include/net/flow.h: in every namespace */
 
 const volatile bool egress_only = false;
@@ -35,9 +36,30 @@ GADGET_PARAM(port);
 const volatile bool skip_loopback = false;
 GADGET_PARAM(skip_loopback);
 
+const volatile bool udp_flows = false;
+GADGET_PARAM(udp_flows);
+
+const volatile __u32 udp_idle = 60; /* s */
+GADGET_PARAM(udp_idle);
+
+const volatile bool copies = false;
+GADGET_PARAM(copies);
+
+const volatile bool forwarded = false;
+GADGET_PARAM(forwarded);
+
+const volatile __u32 rate_limit = 1000; /* events/s of one owner; 0: none */
+GADGET_PARAM(rate_limit);
+
 static __always_inline bool wants_direction(bool egress)
 {
 	return !(egress ? ingress_only : egress_only);
+}
+
+/* Flows are known by what goes either way. */
+static __always_inline bool reads_direction(bool egress)
+{
+	return udp_flows || wants_direction(egress);
 }
 
 static __always_inline bool wants_device(__u32 ifindex)
@@ -53,6 +75,12 @@ static __always_inline bool wants_tcp(void)
 static __always_inline bool wants_udp(void)
 {
 	return !tcp_only;
+}
+
+/* By its port alone; with udp_flows the flow table tells. */
+static __always_inline bool wants_datagram(__u16 dport)
+{
+	return udp_flows || dport < FIRST_UNPRIVILEGED_PORT;
 }
 
 static __always_inline bool wants_port(__u16 dport)

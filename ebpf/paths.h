@@ -96,7 +96,8 @@ static __always_inline enum walked prepend_name(struct path_buffer *buffer,
 	return WALKED_UP;
 }
 
-static __always_inline enum walked walk_up(struct path_buffer *buffer)
+/* Not inline: Linux 5.10 takes a loop only if it goes back by a jump. */
+static __noinline int walk_up(struct path_buffer *buffer)
 {
 	struct walk *w = &buffer->walk;
 	/* BPF_CORE_READ() would look for struct walk in the kernel. */
@@ -124,7 +125,7 @@ static __always_inline enum walked walk_up(struct path_buffer *buffer)
 static __noinline bool write_path(struct path_buffer *buffer,
 				  struct dentry *dentry, struct vfsmount *mnt)
 {
-	enum walked walked = WALKED_UP;
+	int walked = WALKED_UP;
 
 	buffer->walk.dentry = dentry;
 	buffer->walk.mount =
@@ -132,8 +133,11 @@ static __noinline bool write_path(struct path_buffer *buffer,
 	buffer->walk.start = PATH_LEN - 1;
 	buffer->text[PATH_LEN - 1] = 0;
 
-	for (int i = 0; i < MAX_PATH_DEPTH && walked == WALKED_UP; i++)
+	for (int i = 0; i < MAX_PATH_DEPTH; i++) {
 		walked = walk_up(buffer);
+		if (walked != WALKED_UP)
+			break;
+	}
 	if (walked != WALKED_TO_ROOT)
 		return false;
 	if (buffer->walk.start == PATH_LEN - 1) {

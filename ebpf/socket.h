@@ -136,6 +136,12 @@ static __always_inline bool is_ipv6only(struct sock *sk)
 	return BPF_CORE_READ_BITFIELD_PROBED(sk, __sk_common.skc_ipv6only);
 }
 
+/* Of those that take what comes to one port by turns (SO_REUSEPORT). */
+static __always_inline bool is_of_group(struct sock *sk)
+{
+	return BPF_CORE_READ_BITFIELD_PROBED(sk, __sk_common.skc_reuseport);
+}
+
 /*
  * Whether others can have its port as well, of the same address or another
  * that overlaps: see udp_lib_lport_inuse() and inet_csk_bind_conflict(). A
@@ -143,7 +149,7 @@ static __always_inline bool is_ipv6only(struct sock *sk)
  */
 static __always_inline bool shares_port(struct sock *sk, __u8 proto)
 {
-	return BPF_CORE_READ_BITFIELD_PROBED(sk, __sk_common.skc_reuseport) ||
+	return is_of_group(sk) ||
 	       (proto == IPPROTO_UDP &&
 		BPF_CORE_READ_BITFIELD_PROBED(sk, __sk_common.skc_reuse));
 }

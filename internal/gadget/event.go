@@ -23,6 +23,10 @@ type Event struct {
 	Src      netip.AddrPort // the initiator
 	Dst      netip.AddrPort // the endpoint that it called
 	Proc     Process        // zero when nobody is known to own the socket
+	Retries  uint32         // how often this SYN was sent before
+	// Suppressed counts the attempts of the same owner that the rate limit has
+	// withheld since its event before.
+	Suppressed uint32
 
 	// With the parameter "paths": of the process, when it connected or opened its
 	// port; empty when they are not known.
@@ -79,8 +83,10 @@ type decoder struct {
 	src       endpointFields
 	dst       endpointFields
 	proc      processFields
-	exePath   datasource.FieldAccessor
-	cwd       datasource.FieldAccessor
+
+	retries, suppressed datasource.FieldAccessor
+	exePath             datasource.FieldAccessor
+	cwd                 datasource.FieldAccessor
 }
 
 type endpointFields struct {
@@ -115,8 +121,9 @@ func newDecoder(ds datasource.DataSource) (*decoder, error) {
 		peer:      endpoint("endpoint"),
 		src:       endpoint("src"),
 		dst:       endpoint("dst"),
-		exePath:   field("exepath"),
-		cwd:       field("cwd"),
+		retries:   field("retries"), suppressed: field("suppressed"),
+		exePath: field("exepath"),
+		cwd:     field("cwd"),
 		proc: processFields{
 			comm: field("proc.comm"), pid: field("proc.pid"), tid: field("proc.tid"),
 			mntns: field("proc.mntns_id"), uid: field("proc.creds.uid"), gid: field("proc.creds.gid"),
@@ -156,9 +163,11 @@ func (d *decoder) event(data datasource.Data) (e Event, err error) {
 				TID:  d.order.Uint32(d.proc.parentTID.Get(data)),
 			},
 		},
-		Protocol: Protocol(d.order.Uint16(d.dst.proto.Get(data))),
-		ExePath:  cString(d.exePath.Get(data)),
-		Cwd:      cString(d.cwd.Get(data)),
+		Protocol:   Protocol(d.order.Uint16(d.dst.proto.Get(data))),
+		Retries:    d.order.Uint32(d.retries.Get(data)),
+		Suppressed: d.order.Uint32(d.suppressed.Get(data)),
+		ExePath:    cString(d.exePath.Get(data)),
+		Cwd:        cString(d.cwd.Get(data)),
 	}
 	if e.Peer, err = d.endpoint(d.peer, data); err != nil {
 		return e, err

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
 	"golang.org/x/sys/unix"
 )
 
@@ -32,7 +33,7 @@ func newBook(spec *ebpf.MapSpec, m *ebpf.Map) (*book, error) {
 	if b.value, err = layoutOf(spec.Value); err != nil {
 		return nil, err
 	}
-	if spec.Name != pageBook && spec.Name != pathBook { // their keys are numbers
+	if _, number := btf.UnderlyingType(spec.Key).(*btf.Int); !number {
 		b.key, err = layoutOf(spec.Key)
 	}
 	return b, err

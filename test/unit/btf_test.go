@@ -123,6 +123,7 @@ type event struct {
 	Protocol       uint8
 	Src, Dst, Peer endpoint
 	Proc           process
+	Suppressed     uint64
 }
 
 func (e event) String() string {
@@ -187,13 +188,14 @@ func (l *eventLayout) sent() int { return int(l.field("cwd").offset) }
 
 func (l *eventLayout) decode(b []byte) event {
 	return event{
-		Egress:   l.egress.uint(b) != 0,
-		NetNS:    uint32(l.netns.uint(b)),
-		Protocol: uint8(l.protocol.uint(b)),
-		Src:      l.src.decode(b),
-		Dst:      l.dst.decode(b),
-		Peer:     l.peer.decode(b),
-		Proc:     l.decodeProcess(b),
+		Egress:     l.egress.uint(b) != 0,
+		NetNS:      uint32(l.netns.uint(b)),
+		Protocol:   uint8(l.protocol.uint(b)),
+		Src:        l.src.decode(b),
+		Dst:        l.dst.decode(b),
+		Peer:       l.peer.decode(b),
+		Proc:       l.decodeProcess(b),
+		Suppressed: l.field("suppressed").uint(b),
 	}
 }
 

@@ -48,8 +48,10 @@ func (p parameters) set(spec *ebpf.CollectionSpec) error {
 type gadget struct {
 	program *ebpf.Program
 	books   map[string]*book
-	reader  *perf.Reader
-	targets *ebpf.Map // of dispatch
+	// counters are those of struct counters, by CPU.
+	counters *book
+	reader   *perf.Reader
+	targets  *ebpf.Map // of dispatch
 
 	events *eventLayout
 
@@ -84,7 +86,8 @@ func newGadget(params parameters) (*gadget, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := params.set(spec); err != nil {
+	limit := parameters{"rate_limit": uint32(0)} // tests are floods
+	if err := errors.Join(limit.set(spec), params.set(spec)); err != nil {
 		return nil, err
 	}
 	g := &gadget{}
@@ -106,6 +109,9 @@ func (g *gadget) load(spec *ebpf.CollectionSpec, program string) error {
 		return fmt.Errorf("opening the events: %w", err)
 	}
 	g.program = c.DetachProgram(program)
+	if g.counters, err = newBook(spec.Maps["counters"], c.DetachMap("counters")); err != nil {
+		return err
+	}
 	g.books = map[string]*book{}
 	for _, name := range []string{connectionBook, portBook, pageBook, igBook} {
 		if g.books[name], err = newBook(spec.Maps[name], c.DetachMap(name)); err != nil {
@@ -118,6 +124,7 @@ func (g *gadget) load(spec *ebpf.CollectionSpec, program string) error {
 func (g *gadget) close() {
 	_ = g.reader.Close()
 	_ = g.program.Close()
+	_ = g.counters.Close()
 	if g.targets != nil {
 		_ = g.targets.Close()
 	}

@@ -97,12 +97,12 @@ func TestParametersLeaveOutWhatTheySay(t *testing.T) {
 		{"containers, of nobody", parameters{"gadget_filter_by_mntns": true}, none, none},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			g := load(t, c.params)
 			for _, on := range []struct {
 				device string
 				wire   *wire
 				want   rule
 			}{{"veth", veth, c.veth}, {"loopback", loopback, c.loopback}} {
+				g := load(t, c.params) // the same packet on both would be one attempt
 				on.wire.attach(t, g)
 				got, err := reported(on.wire, g)
 				if err != nil {

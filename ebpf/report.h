@@ -1,0 +1,97 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+#ifndef NETWORK_REPORT_H
+#define NETWORK_REPORT_H
+
+/*
+ * What is known of an attempt, from the packet to the event.
+ */
+
+#include <vmlinux.h>
+#include <bpf/bpf_helpers.h>
+
+#define GADGET_TYPE_NETWORKING
+#include <gadget/sockets-map.h>
+#include <gadget/types.h>
+
+#include "../program.h"
+#include "packet.h"
+#include "socket.h"
+
+/* Whose socket a packet is of. */
+struct found {
+	struct gadget_process proc; /* all zero: nobody is known */
+	__u64 sk; /* of a socket in the books, as in struct owner */
+	__u64 since;
+	struct gadget_socket_key older; /* IG's, of a socket that it knows */
+	bool known;
+	bool is_older;
+};
+
+/* All that is known of one attempt. */
+struct report {
+	__u64 time; /* when it was seen, ns since the boot */
+	struct attempt attempt;
+	struct tuple ends;
+	struct found found;
+	__u32 device; /* ifindex of the interface that saw it */
+	__u32 retries;
+	__u32 suppressed;
+	bool forwarded; /* on its way through this namespace */
+};
+
+/* The packet as the socket of this side would see it. */
+static __always_inline void set_ends(struct tuple *ends, __u32 netns,
+				     const struct attempt *a)
+{
+	ends->local = a->egress ? a->saddr : a->daddr;
+	ends->remote = a->egress ? a->daddr : a->saddr;
+	ends->netns = netns;
+	ends->local_port = a->egress ? a->sport : a->dport;
+	ends->remote_port = a->egress ? a->dport : a->sport;
+	ends->version = a->version;
+	ends->proto = a->proto;
+}
+
+/* No field is left of another report. */
+static __always_inline void begin_report(struct report *report,
+					 const struct __sk_buff *skb,
+					 const struct attempt *a)
+{
+	__builtin_memset(report, 0, sizeof(*report));
+	report->time = bpf_ktime_get_boot_ns();
+	report->device = skb->ifindex;
+	report->attempt = *a;
+	set_ends(&report->ends, netns_of(skb), a);
+}
+
+/*
+ * Too large for the stack, and what is in a map the verifier does not follow.
+ * It is this CPU's: a packet's filter runs with softirqs off, see
+ * dev_queue_xmit(), and what interrupts it has one of its own.
+ */
+struct workspace {
+	struct report report;
+	struct event event;
+};
+
+enum runs_in {
+	IN_PACKET,
+	IN_CLOCK,
+	CONTEXTS,
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, CONTEXTS);
+	__type(key, __u32);
+	__type(value, struct workspace);
+} workspaces SEC(".maps");
+
+static __always_inline struct workspace *get_workspace(enum runs_in runs_in)
+{
+	__u32 index = runs_in;
+
+	return bpf_map_lookup_elem(&workspaces, &index);
+}
+
+#endif
