@@ -149,7 +149,7 @@ func callFrom(t *testing.T, container *agent) []want {
 			t.Fatal(err)
 		}
 		ns := &namespace{name: "container", inode: uint32(stat.Ino)}
-		truth = append(truth, wants(report, protocol, ns, ns, attempt.Process{}, 1, request.String())...)
+		truth = append(truth, wants(report, protocol, ns, ns, attempt.Process{}, request.String())...)
 	}
 	return truth
 }

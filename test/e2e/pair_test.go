@@ -18,17 +18,14 @@ import (
 type path struct {
 	device string // "" is within one end
 	net    byte   // the path's number in its addresses
-	copies int    // of each packet that an end sees
 }
 
 // The paths that there are between the ends of a pair.
 var (
-	overLoopback = path{device: "", net: 0, copies: 1}
-	overVeth     = path{device: "e2e-veth", net: 1, copies: 1}
-	// An end sees a packet on the VLAN's device and on the veth device below.
-	// Both are reported, until the gadget knows copies of a packet.
-	overVLAN = path{device: "e2e-vlan", net: 2, copies: 2}
-	overTun  = path{device: "e2e-tun", net: 3, copies: 1}
+	overLoopback = path{device: "", net: 0}
+	overVeth     = path{device: "e2e-veth", net: 1}
+	overVLAN     = path{device: "e2e-vlan", net: 2}
+	overTun      = path{device: "e2e-tun", net: 3}
 
 	allPaths = []path{overLoopback, overVeth, overVLAN, overTun}
 )
@@ -92,8 +89,10 @@ type pair struct {
 func newPair(t *testing.T, a, b *namespace) *pair {
 	t.Helper()
 	p := &pair{ends: [2]*namespace{a, b}}
-	p.addVeth(t)
-	p.addVLAN(t)
+	joinVeth(t, p.ends, [2]string{overVeth.device, overVeth.device}, endMACs)
+	for _, ns := range p.ends {
+		ns.addVLAN(t, overVLAN.device, overVeth.device)
+	}
 	p.addTun(t)
 	for i, ns := range p.ends {
 		for _, family := range families {
@@ -123,30 +122,6 @@ func (p *pair) removeLoopback(t *testing.T, end int) {
 	}
 	if err != nil {
 		t.Errorf("removing the addresses of lo in %s: %v", ns.name, err)
-	}
-}
-
-func (p *pair) addVeth(t *testing.T) {
-	t.Helper()
-	veth := &netlink.Veth{
-		LinkAttrs:        netlink.LinkAttrs{Name: overVeth.device, HardwareAddr: endMACs[0], MTU: mtu},
-		PeerName:         overVeth.device,
-		PeerHardwareAddr: endMACs[1],
-		PeerNamespace:    netlink.NsFd(p.ends[1].fd),
-	}
-	p.ends[0].add(t, veth)
-	p.ends[0].setUp(t, overVeth.device)
-	p.ends[1].setUp(t, overVeth.device)
-}
-
-func (p *pair) addVLAN(t *testing.T) {
-	t.Helper()
-	for _, ns := range p.ends {
-		ns.add(t, &netlink.Vlan{
-			LinkAttrs: netlink.LinkAttrs{Name: overVLAN.device, ParentIndex: ns.link(t, overVeth.device).Attrs().Index},
-			VlanId:    7,
-		})
-		ns.setUp(t, overVLAN.device)
 	}
 }
 

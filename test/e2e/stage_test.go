@@ -246,7 +246,7 @@ func (*stage) facts(a act, report attempt.Report) []fact {
 	}
 	var facts []fact
 	origin := fmt.Sprintf("%s: %+v %s", report.Process, a.step, report.Error)
-	for _, w := range wants(report, a.step.Protocol, a.by.ns, a.receiver(), attempt.Process{}, 1, origin) {
+	for _, w := range wants(report, a.step.Protocol, a.by.ns, a.receiver(), attempt.Process{}, origin) {
 		f := fact{sighting: w.sighting, origin: w.origin, spared: a.spared}
 		if w.egress {
 			f.owners = []attempt.Process{sender}

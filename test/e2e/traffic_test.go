@@ -52,6 +52,7 @@ type actors struct {
 type serverKey struct {
 	protocol attempt.Protocol
 	is6      bool
+	port     uint16
 }
 
 func newActors(t *testing.T, p *pair) *actors {
@@ -71,7 +72,7 @@ func serve(t *testing.T, server *agent) map[serverKey]attempt.Process {
 	for _, any := range []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()} {
 		for protocol, port := range map[attempt.Protocol]uint16{attempt.TCP: tcpPort, attempt.UDP: udpPort} {
 			report := server.do(t, attempt.Request{Serve: true, Protocol: protocol, Dst: netip.AddrPortFrom(any, port)})
-			owners[serverKey{protocol, any.Is6()}] = report.Process
+			owners[serverKey{protocol, any.Is6(), port}] = report.Process
 		}
 	}
 	return owners
@@ -92,7 +93,11 @@ func (a *actors) make(t *testing.T, calls []call) []want {
 
 func (a *actors) makeOne(t *testing.T, c call) []want {
 	t.Helper()
-	report := a.callers[c.from].do(t, c.request)
+	return a.follows(c, a.callers[c.from].do(t, c.request))
+}
+
+// follows are the events that follow from a call, by its caller's report.
+func (a *actors) follows(c call, report attempt.Report) []want {
 	if c.silent {
 		return nil
 	}
@@ -102,9 +107,9 @@ func (a *actors) makeOne(t *testing.T, c call) []want {
 		receiver = a.pair.ends[c.to-1]
 	}
 	if c.answered {
-		server = a.servers[c.to-1][serverKey{c.request.Protocol, c.request.Dst.Addr().Is6()}]
+		server = a.servers[c.to-1][serverKey{c.request.Protocol, c.request.Dst.Addr().Is6(), c.request.Dst.Port()}]
 	}
-	return wants(report, c.request.Protocol, a.pair.ends[c.from], receiver, server, c.path.copies, c.String())
+	return wants(report, c.request.Protocol, a.pair.ends[c.from], receiver, server, c.String())
 }
 
 // aim fills in the addresses of a call.

@@ -19,6 +19,7 @@ type sighting struct {
 	egress         bool
 	protocol       string
 	src, dst, peer netip.AddrPort
+	retries        uint32
 }
 
 func (s sighting) String() string {
@@ -26,7 +27,7 @@ func (s sighting) String() string {
 	if s.egress {
 		direction = "sent"
 	}
-	return fmt.Sprintf("%s %s in netns %d: %s -> %s, peer %s", s.protocol, direction, s.netNS, s.src, s.dst, s.peer)
+	return fmt.Sprintf("%s %s in netns %d: %s -> %s, peer %s, retries %d", s.protocol, direction, s.netNS, s.src, s.dst, s.peer, s.retries)
 }
 
 // want is an event that must come.
@@ -39,7 +40,7 @@ type want struct {
 
 // wants derives the events of an attempt from an agent's report of it: egress
 // where it was sent, ingress where it arrived.
-func wants(report attempt.Report, protocol attempt.Protocol, sender, receiver *namespace, server attempt.Process, copies int, origin string) []want {
+func wants(report attempt.Report, protocol attempt.Protocol, sender, receiver *namespace, server attempt.Process, origin string) []want {
 	var all []want
 	add := func(ns *namespace, egress bool, owner attempt.Process) {
 		if ns == nil {
@@ -52,7 +53,10 @@ func wants(report attempt.Report, protocol attempt.Protocol, sender, receiver *n
 		if !egress {
 			w.peer = netip.AddrPortFrom(report.Src.Addr(), report.Dst.Port())
 		}
-		for range report.Packets * copies {
+		for i := range report.Packets {
+			if protocol == attempt.TCP {
+				w.retries = uint32(i)
+			}
 			all = append(all, w)
 		}
 	}
@@ -71,7 +75,7 @@ func fromEvent(e gadget.Event) seen {
 	return seen{
 		sighting: sighting{
 			netNS: e.NetNS, egress: e.Egress, protocol: e.Protocol.String(),
-			src: e.Src, dst: e.Dst, peer: e.Peer,
+			src: e.Src, dst: e.Dst, peer: e.Peer, retries: e.Retries,
 		},
 		owner: attempt.Process{
 			Comm: e.Proc.Comm, PID: e.Proc.PID, TID: e.Proc.TID, UID: e.Proc.UID, GID: e.Proc.GID,

@@ -30,7 +30,7 @@ const (
 )
 
 // guestModules are the drivers of the devices that the tests make.
-var guestModules = []string{"veth", "8021q", "tun", "overlay"}
+var guestModules = []string{"veth", "8021q", "tun", "overlay", "bridge", "bonding", "macvlan"}
 
 // runInVM runs these same tests, built for the guest, in a VM, and returns their
 // status.
