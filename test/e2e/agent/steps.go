@@ -72,6 +72,8 @@ func (k *keeper) step(step attempt.Step, report *attempt.Report) (err error) {
 		_, err = k.open(step)
 	case attempt.Call:
 		err = k.call(step, report)
+	case attempt.Flows:
+		err = k.flows(step, report)
 	case attempt.Rename:
 	case attempt.Chdir:
 		err = os.Chdir(step.Dir)
@@ -205,7 +207,7 @@ func (s *socket) setUp(step attempt.Step) error {
 			return fmt.Errorf("bind to %s: %w", step.Src, err)
 		}
 	}
-	if step.Do == attempt.Open && step.Connected {
+	if (step.Do == attempt.Open || step.Do == attempt.Flows) && step.Connected {
 		if err := unix.Connect(s.fd, sockaddrFor(step, step.Dst)); err != nil {
 			return fmt.Errorf("connect to %s: %w", step.Dst, err)
 		}

@@ -13,6 +13,7 @@ const (
 	Listen Action = "listen" // the same for TCP, and listens; nothing is accepted
 	Accept Action = "accept" // the same, and closes each connection when its caller has
 	Call   Action = "call"   // connects to Dst, or sends a datagram there, from the socket of the name or a new one
+	Flows  Action = "flows"  // sends Count UDP datagrams to Dst from each of Sockets sockets, in turns, and gets an answer to each
 	Close  Action = "close"  // closes the socket of the name
 	Inbox  Action = "inbox"  // gets ready for what other agents give
 	Give   Action = "give"   // gives the socket of the name to the agent with the process ID To, and closes it
@@ -41,6 +42,11 @@ type Step struct {
 	Lingers     bool `json:",omitempty"` // closes with FIN, so that TIME_WAIT follows, and not with RST
 	Connected   bool `json:",omitempty"` // UDP: by connect, at Open or else before it sends
 	Thread      bool `json:",omitempty"` // done by a thread that ends thereafter
+
+	// Sockets and Count are those of Flows, whose sockets are kept under the name
+	// and a number each; its report has one of each in its Steps.
+	Sockets int `json:",omitempty"`
+	Count   int `json:",omitempty"`
 
 	// Comm, if not empty, is how the process calls itself from now on.
 	Comm string `json:",omitempty"`
