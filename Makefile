@@ -153,6 +153,15 @@ test-e2e: build ## pass the tests with real traffic, in a VM where this machine 
 	@$(ASK_ROOT) "the tests load eBPF programs"
 	@$(GO_TEST) -timeout 30m $(AS_ROOT) ./test/e2e | $(REPORT)
 
+.PHONY: who-by-port
+who-by-port: build ## score who for comparison: by the local port alone, as ig's own gadgets look it up
+	@$(ASK_ROOT) "ig keeps images in /var/lib/ig"
+	@SUDO='$(SUDO)' IG='$(IG)' IG_VERSION='$(IG_VERSION)' INCLUDE='$(INCLUDE)' DEFINE=WHO_BY_PORT \
+		test/build-image local network-by-port:latest $(CURDIR)
+	@$(SUDO) $(IG) image export network-by-port:latest $(BUILD)/by-port.tar >/dev/null
+	@IMAGE_FILE=$(BUILD)/by-port.tar CGO_ENABLED=0 IG='$(IG)' go test -trimpath -count=1 -timeout 30m -v \
+		-run 'TestWho$$' $(AS_ROOT) ./test/e2e -compared
+
 # Names of kernels (see build/boot --help); none: all of them. TABLE=README.md
 # writes the table of all of them there, when they are green.
 KERNELS ?=
