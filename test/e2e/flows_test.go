@@ -100,6 +100,7 @@ func TestUDPFlows(t *testing.T) {
 		{"each is reported once", testEachFlowOnce},
 		{"one that was silent is reported again", testSilentFlows},
 		{"none is lost when the table is full", testTooManyFlows},
+		{"an answer is none when only what is sent is reported", testFlowsSent},
 		{"without the parameter each datagram to a low port is reported", testNoFlows},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -164,13 +165,28 @@ func testSilentFlows(t *testing.T, a *actors) {
 
 // testTooManyFlows has more than the table holds, each of which says something
 // again when all others have: a flow that had to make way can be reported as a
-// new one.
+// new one, and then nothing tells that what comes next is an answer.
 func testTooManyFlows(t *testing.T, a *actors) {
 	f := flows{"one of many", overVeth, flowsPort, 128, 3}
 	var truth []want
 	events := a.watchFlows(t, map[string]string{"max-flows": "64"}, func() { truth = a.exchange(t, f, 1) })
 	t.Logf("%d flows, %d events of %d", kinds*f.sockets, len(events), len(truth))
+	for i, e := range events {
+		if e.src.Port() == flowsPort {
+			events[i].sighting = e.turned()
+		}
+	}
 	compare(t, distinct(events), truth)
+}
+
+// turned is what an answer answers, as the same namespace saw it.
+func (s sighting) turned() sighting {
+	s.egress, s.src, s.dst = !s.egress, s.dst, s.src
+	s.peer = s.dst
+	if !s.egress {
+		s.peer = netip.AddrPortFrom(s.src.Addr(), s.dst.Port())
+	}
+	return s
 }
 
 // distinct are events without those that are the same.
@@ -180,6 +196,14 @@ func distinct(events []seen) []seen {
 		is[e] = true
 	}
 	return slices.Collect(maps.Keys(is))
+}
+
+func testFlowsSent(t *testing.T, a *actors) {
+	var truth []want
+	events := a.watchFlows(t, map[string]string{"egress-only": "true"}, func() {
+		truth = a.exchange(t, flows{"sent", overVeth, flowsPort, 5, 5}, 1)
+	})
+	compare(t, events, slices.DeleteFunc(truth, func(w want) bool { return !w.egress }))
 }
 
 func testNoFlows(t *testing.T, a *actors) {

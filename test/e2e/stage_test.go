@@ -5,6 +5,7 @@ package e2e
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"sync"
 	"testing"
@@ -98,8 +99,10 @@ func anyHost(family int) netip.Addr {
 // watch runs the gadget while f runs. What comes after f is extra.
 func (s *stage) watch(params map[string]string, f func()) {
 	s.t.Helper()
+	all := map[string]string{"rate-limit": "0"} // agents are faster than users
+	maps.Copy(all, params)
 	o := gadget.Options{
-		Image: gadget.Image{File: artifact(imageFile)}, Params: params,
+		Image: gadget.Image{File: artifact(imageFile)}, Params: all,
 		NetNSOf: []int{s.callers[0].pid, s.away[0].pid},
 		OnEvent: func(e gadget.Event) {
 			if !isOurs(e.Src.Addr()) && !isOurs(e.Dst.Addr()) {

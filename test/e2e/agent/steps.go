@@ -244,14 +244,14 @@ func (k *keeper) call(step attempt.Step, report *attempt.Report) error {
 	if err != nil {
 		return err
 	}
-	attemptErr := s.attempt(step)
-	if attemptErr != nil {
-		report.Error = attemptErr.Error()
-	}
-	if errors.Is(attemptErr, unix.EADDRNOTAVAIL) || errors.Is(attemptErr, unix.EADDRINUSE) {
-		return nil
-	}
-	if report.Packets, err = s.packets(step, attemptErr); err != nil {
+	report.Packets = 1
+	if err := s.attempt(step); err != nil {
+		report.Error = err.Error()
+		if errors.Is(err, unix.EADDRNOTAVAIL) || errors.Is(err, unix.EADDRINUSE) {
+			report.Packets = 0
+			return nil
+		}
+	} else if err := s.countAgain(step, report); err != nil {
 		return err
 	}
 	after, err := s.name()
@@ -262,19 +262,19 @@ func (k *keeper) call(step attempt.Step, report *attempt.Report) error {
 	return err
 }
 
-// packets counts what an attempt has sent: a SYN is sent again when its answer is
-// late, or is one to an earlier connection of the same ends (RFC 9293, 3.5.2). A
-// blocking connect that fails takes the count with it, and one that was not waited
-// for has none yet; Linux 5.10 tells none of MPTCP.
-func (s *socket) packets(step attempt.Step, attemptErr error) (int, error) {
-	if step.Protocol == attempt.UDP || attemptErr != nil || step.NonBlocking || step.FastOpen || step.MPTCP {
-		return 1, nil
+// countAgain counts the SYNs that were sent again: the answer was late, or one to
+// an earlier connection of the same ends (RFC 9293, 3.5.2). A connect that was not
+// waited for has sent none yet; Linux 5.10 tells of none of MPTCP.
+func (s *socket) countAgain(step attempt.Step, report *attempt.Report) error {
+	if step.Protocol == attempt.UDP || step.NonBlocking || step.FastOpen || step.MPTCP {
+		return nil
 	}
 	info, err := unix.GetsockoptTCPInfo(s.fd, unix.IPPROTO_TCP, unix.TCP_INFO)
 	if err != nil {
-		return 0, fmt.Errorf("TCP_INFO: %w", err)
+		return fmt.Errorf("TCP_INFO: %w", err)
 	}
-	return 1 + int(info.Total_retrans), nil
+	report.Packets += int(info.Total_retrans)
+	return nil
 }
 
 // source is where the attempt came from, by the names of the socket before and
