@@ -25,6 +25,7 @@ var errHelp = errors.New("help was asked for")
 type runFlags struct {
 	options gadget.Options
 	timeout time.Duration
+	strict  bool
 	command []string
 }
 
@@ -82,6 +83,7 @@ func (f *runFlags) ownFlags() *pflag.FlagSet {
 	own.BoolVarP(&f.options.Verbose, "verbose", "v", false, "print Inspektor Gadget's debug messages")
 	own.BoolVar(&f.options.AutoMount, "auto-mount-filesystems", false, "mount bpffs, debugfs and tracefs where they are not")
 	own.DurationVarP(&f.timeout, "timeout", "t", 0, "end after this time (10s, 5m); 0 for never")
+	own.BoolVar(&f.strict, "strict", false, "fail when events were lost: more came than could be read")
 	return own
 }
 

@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -29,7 +30,9 @@ func newRunCommand() *cobra.Command {
 			"it is interrupted.\n\n" +
 			"With a COMMAND, it reports only what the command and its children do, and exits\n" +
 			"as the command did, or with 125 if netgadget itself failed. The events are on\n" +
-			"standard output; what the command writes there goes to standard error.",
+			"standard output; what the command writes there goes to standard error.\n\n" +
+			"In the end, one line on standard error tells how many attempts were reported,\n" +
+			"withheld by the rate limit, and lost.",
 		// Which flags there are, only the image tells.
 		DisableFlagParsing: true,
 	}
@@ -63,14 +66,16 @@ func runHost(ctx context.Context, flags *runFlags) error {
 		ctx, cancel = context.WithTimeout(ctx, flags.timeout)
 		defer cancel()
 	}
-	return gadget.Run(ctx, flags.options)
+	summary, err := gadget.Run(ctx, flags.options)
+	return flags.conclude(summary, err)
 }
 
 func runCommand(ctx context.Context, flags *runFlags) error {
 	command := exec.CommandContext(ctx, flags.command[0], flags.command[1:]...)
 	command.Stdin, command.Stdout, command.Stderr = os.Stdin, os.Stderr, os.Stderr
 
-	status, err := gadget.RunCommand(ctx, flags.options, command)
+	status, summary, err := gadget.RunCommand(ctx, flags.options, command)
+	err = flags.conclude(summary, err)
 	var start *gadget.StartError
 	switch {
 	case errors.As(err, &start):
@@ -79,6 +84,18 @@ func runCommand(ctx context.Context, flags *runFlags) error {
 		return exitStatus{status: statusOwnFailure, err: err}
 	case status != 0:
 		return exitStatus{status: status}
+	}
+	return nil
+}
+
+// conclude tells what became of the attempts of a run that did not fail.
+func (f *runFlags) conclude(summary gadget.Summary, err error) error {
+	if err != nil {
+		return err
+	}
+	fmt.Fprintln(os.Stderr, "netgadget:", summary)
+	if f.strict {
+		return summary.Err()
 	}
 	return nil
 }

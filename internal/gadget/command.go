@@ -44,19 +44,19 @@ func newStartError(err error) *StartError {
 
 // RunCommand runs a command and reports what it and its children attempt, in
 // the network namespace of this process. It returns the command's exit status,
-// 128 + N if signal N ended it.
+// 128 + N if signal N ended it, and what Run does.
 //
 // The command gets a mount namespace of its own, by which IG tells its
 // processes from others; what it mounts is seen outside as ever. SIGTERM and
 // SIGHUP are passed on to it; SIGINT and SIGQUIT it gets from the terminal.
 // A child that enters another mount namespace is not followed.
-func RunCommand(ctx context.Context, o Options, cmd *exec.Cmd) (status int, err error) {
+func RunCommand(ctx context.Context, o Options, cmd *exec.Cmd) (status int, s Summary, err error) {
 	if cmd.Err != nil {
-		return 0, newStartError(cmd.Err)
+		return 0, s, newStartError(cmd.Err)
 	}
 	ns, err := newMountNS()
 	if err != nil {
-		return 0, err
+		return 0, s, err
 	}
 	defer ns.close()
 
@@ -71,8 +71,8 @@ func RunCommand(ctx context.Context, o Options, cmd *exec.Cmd) (status int, err 
 		status, err = ns.run(cmd)
 		return err
 	}
-	err = Run(ctx, o)
-	return status, err
+	s, err = Run(ctx, o)
+	return status, s, err
 }
 
 // mountNS is a mount namespace and the thread that is in it.

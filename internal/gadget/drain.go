@@ -40,7 +40,7 @@ type drain struct {
 }
 
 func newDrain() *drain {
-	return &drain{pending: map[int]bool{}, done: make(chan struct{})}
+	return &drain{pending: map[int]bool{}}
 }
 
 // attach makes the program that writes sentinels to the gadget's events.
@@ -89,6 +89,18 @@ func (d *drain) close() error {
 	return d.program.Close()
 }
 
+// expect has a sentinel of each CPU awaited; the channel is closed when they are
+// there.
+func (d *drain) expect(cpus int) <-chan struct{} {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for cpu := range cpus {
+		d.pending[cpu] = true
+	}
+	d.done = make(chan struct{})
+	return d.done
+}
+
 // arrived takes note of a sentinel.
 func (d *drain) arrived(cpu int) {
 	d.mu.Lock()
@@ -102,17 +114,14 @@ func (d *drain) arrived(cpu int) {
 	}
 }
 
-// wait returns when every event of a packet sent before has been read. It can
-// be called once.
+// wait returns when every event of a packet sent before has been read. After an
+// error it must not be called again.
 func (d *drain) wait(ctx context.Context) error {
 	cpus, err := ebpf.PossibleCPU()
 	if err != nil {
 		return fmt.Errorf("counting the CPUs to drain: %w", err)
 	}
-	for cpu := range cpus {
-		d.pending[cpu] = true
-	}
-
+	done := d.expect(cpus)
 	sent := make(chan error, 1)
 	go func() {
 		// This thread gets an affinity and a namespace of its own, and so
@@ -124,7 +133,7 @@ func (d *drain) wait(ctx context.Context) error {
 		return fmt.Errorf("marking the end of the events: %w", err)
 	}
 	select {
-	case <-d.done:
+	case <-done:
 		return nil
 	case <-ctx.Done():
 		return fmt.Errorf("the last events were not read in time: %w", ctx.Err())

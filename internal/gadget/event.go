@@ -145,27 +145,36 @@ func (d *decoder) sentinel(data datasource.Data) (cpu int, ok bool) {
 	return int(d.order.Uint64(d.timestamp.Get(data))), true
 }
 
+func (d *decoder) uint32(f datasource.FieldAccessor, data datasource.Data) uint32 {
+	return d.order.Uint32(f.Get(data))
+}
+
+// owner is whose attempts the rate limit counts an event with.
+func (d *decoder) owner(data datasource.Data) Owner {
+	return Owner{PID: d.uint32(d.proc.pid, data), Comm: cString(d.proc.comm.Get(data)), Egress: d.egress.Get(data)[0] != 0}
+}
+
 func (d *decoder) event(data datasource.Data) (e Event, err error) {
 	e = Event{
 		Time:   time.Unix(0, int64(d.order.Uint64(d.timestamp.Get(data)))),
-		NetNS:  d.order.Uint32(d.netns.Get(data)),
+		NetNS:  d.uint32(d.netns, data),
 		Egress: d.egress.Get(data)[0] != 0,
 		Proc: Process{
 			Comm:    cString(d.proc.comm.Get(data)),
-			PID:     d.order.Uint32(d.proc.pid.Get(data)),
-			TID:     d.order.Uint32(d.proc.tid.Get(data)),
+			PID:     d.uint32(d.proc.pid, data),
+			TID:     d.uint32(d.proc.tid, data),
 			MountNS: d.order.Uint64(d.proc.mntns.Get(data)),
-			UID:     d.order.Uint32(d.proc.uid.Get(data)),
-			GID:     d.order.Uint32(d.proc.gid.Get(data)),
+			UID:     d.uint32(d.proc.uid, data),
+			GID:     d.uint32(d.proc.gid, data),
 			Parent: Parent{
 				Comm: cString(d.proc.parentComm.Get(data)),
-				PID:  d.order.Uint32(d.proc.parentPID.Get(data)),
-				TID:  d.order.Uint32(d.proc.parentTID.Get(data)),
+				PID:  d.uint32(d.proc.parentPID, data),
+				TID:  d.uint32(d.proc.parentTID, data),
 			},
 		},
 		Protocol:   Protocol(d.order.Uint16(d.dst.proto.Get(data))),
-		Retries:    d.order.Uint32(d.retries.Get(data)),
-		Suppressed: d.order.Uint32(d.suppressed.Get(data)),
+		Retries:    d.uint32(d.retries, data),
+		Suppressed: d.uint32(d.suppressed, data),
 		ExePath:    cString(d.exePath.Get(data)),
 		Cwd:        cString(d.cwd.Get(data)),
 	}

@@ -60,55 +60,46 @@ type Options struct {
 	OnReady func(context.Context) error
 }
 
-// LostError says that the kernel reported more events than were read in time.
-type LostError struct {
-	Samples uint64 // events lost
-}
-
-func (e *LostError) Error() string {
-	return fmt.Sprintf("%d events were lost: more came than could be read; narrow what is reported with a filter", e.Samples)
-}
-
 // Run runs the gadget until ctx is done or OnReady returned, reports what was
-// seen until then, and returns. Everything it attached is detached then. Lost
-// events are a *LostError.
-func Run(ctx context.Context, o Options) (err error) {
+// seen until then, and returns. Everything it attached is detached then. That
+// events were lost is no error: the summary tells, and its Err.
+func Run(ctx context.Context, o Options) (s Summary, err error) {
 	if err := conflicts(o.Params); err != nil {
-		return err
+		return s, err
 	}
 	if err := host.Init(host.Config{AutoMountFilesystems: o.AutoMount}); err != nil {
-		return err
+		return s, err
 	}
 	runtime := local.New()
 	if err := runtime.Init(nil); err != nil {
-		return err
+		return s, err
 	}
 	ops, values, err := o.prepare(ctx)
 	if err != nil {
-		return err
+		return s, err
 	}
 
-	r := &run{options: o, log: newLog(o.Verbose), drain: newDrain(), ready: make(chan struct{})}
+	r := &run{options: o, log: newLog(o.Verbose), drain: newDrain(), account: newAccount(), ready: make(chan struct{})}
 	defer func() { err = errors.Join(err, r.close()) }()
 	// IG must outlive ctx by the time that it takes to drain.
 	igCtx, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	gadgetCtx, err := o.Image.context(igCtx, append(ops, r.operators()...), gadgetcontext.WithLogger(r.log))
 	if err != nil {
-		return err
+		return s, err
 	}
 
 	ended := make(chan error, 1)
 	go func() { ended <- runtime.RunGadget(gadgetCtx, nil, values) }()
 	select {
 	case err := <-ended:
-		return fmt.Errorf("starting the gadget: %w", err)
+		return s, fmt.Errorf("starting the gadget: %w", err)
 	case <-r.ready:
 	}
 
-	err = r.follow(ctx, ended)
+	s, err = r.follow(ctx, ended)
 	stop()
-	return errors.Join(err, <-ended, r.log.err(), r.lost())
+	return s, errors.Join(err, <-ended, r.log.err())
 }
 
 // run is one run of the gadget: operators among IG's.
@@ -117,12 +108,13 @@ type run struct {
 	log     *log
 	ready   chan struct{}
 	drain   *drain
+	account *account
 	filter  *mountNSFilter
 	failed  error // in preStart
 }
 
 // follow waits for the end of what is watched, then for the last event.
-func (r *run) follow(ctx context.Context, ended chan error) error {
+func (r *run) follow(ctx context.Context, ended chan error) (Summary, error) {
 	watched := make(chan error, 1)
 	if r.options.OnReady != nil {
 		go func() { watched <- r.options.OnReady(ctx) }()
@@ -133,7 +125,7 @@ func (r *run) follow(ctx context.Context, ended chan error) error {
 	case err = <-watched:
 	case endErr := <-ended:
 		ended <- nil
-		return fmt.Errorf("the gadget ended by itself: %w", endErr)
+		return Summary{}, fmt.Errorf("the gadget ended by itself: %w", endErr)
 	case <-ctx.Done():
 		if r.options.OnReady != nil {
 			err = <-watched
@@ -142,7 +134,26 @@ func (r *run) follow(ctx context.Context, ended chan error) error {
 
 	drainCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
 	defer cancel()
-	return errors.Join(err, r.drain.wait(drainCtx))
+	s, endErr := r.end(drainCtx)
+	return s, errors.Join(err, endErr)
+}
+
+// mostDrains is how often the rings are drained until no event was sent since,
+// as one is each second of what was withheld. On a busy host there is no such
+// moment: then what is on its way is of no part of the run.
+const mostDrains = 3
+
+// end waits for the last event, and settles the account.
+func (r *run) end(ctx context.Context) (s Summary, err error) {
+	settled := false
+	for i := 1; err == nil && !settled; i++ {
+		if err = r.drain.wait(ctx); err == nil {
+			s, settled, err = r.account.close(i == mostDrains)
+		}
+	}
+	// What is lost is told with the next record that finds room: a sentinel.
+	s.ReaderLost = r.log.lost() - r.drain.refused.Load()
+	return s, err
 }
 
 // Priorities in IG's order: of events, before everything that reads them, and
@@ -181,6 +192,9 @@ func (r *run) init(gadgetCtx operators.GadgetContext) error {
 	err = ds.Subscribe(func(_ datasource.DataSource, data datasource.Data) error {
 		if cpu, ok := d.sentinel(data); ok {
 			r.drain.arrived(cpu)
+			return datasource.ErrDiscard
+		}
+		if !r.account.enter(d.uint32(d.suppressed, data), func() Owner { return d.owner(data) }) {
 			return datasource.ErrDiscard
 		}
 		return nil
@@ -230,7 +244,7 @@ func (r *run) start(gadgetCtx operators.GadgetContext) error {
 	if r.failed != nil {
 		return r.failed
 	}
-	if err := r.drain.attach(gadgetCtx); err != nil {
+	if err := errors.Join(r.drain.attach(gadgetCtx), r.account.attach(gadgetCtx)); err != nil {
 		return err
 	}
 	close(r.ready)
@@ -239,14 +253,6 @@ func (r *run) start(gadgetCtx operators.GadgetContext) error {
 
 func (r *run) close() error {
 	return errors.Join(r.drain.close(), r.filter.close())
-}
-
-// lost is the error for the events that were lost, if there were any.
-func (r *run) lost() error {
-	if lost := r.log.lost() - r.drain.refused.Load(); lost > 0 {
-		return &LostError{Samples: lost}
-	}
-	return nil
 }
 
 // conflicts names two parameters that leave nothing to report.

@@ -61,29 +61,35 @@ func TestNoEventIsMissingOrExtraWhenARunEndsAtOnce(t *testing.T) {
 	}
 }
 
-// TestLostEventsAreTheErrorOfTheRun has nobody read until more events came than
-// the rings hold.
-func TestLostEventsAreTheErrorOfTheRun(t *testing.T) {
+// TestLostEventsAreCounted has nobody read until more events came than the rings
+// hold.
+func TestLostEventsAreCounted(t *testing.T) {
 	a := local(t)
 	wantNothingLeft(t, func() {
 		var truth []want
 		sent, got := make(chan struct{}), uint64(0)
-		o := gadget.Options{NetNSOf: a.netNSOf(), OnEvent: func(e gadget.Event) {
-			<-sent
-			if isOurs(e.Dst.Addr()) {
-				got++
-			}
-		}}
-		err := runWith(t, o, func() {
+		o := gadget.Options{
+			NetNSOf: a.netNSOf(), Params: map[string]string{"rate-limit": "0"},
+			OnEvent: func(e gadget.Event) {
+				<-sent
+				if isOurs(e.Dst.Addr()) {
+					got++
+				}
+			},
+		}
+		summary, err := account(t, o, func() {
 			defer close(sent)
 			truth = a.make(t, []call{datagrams(5000)})
 		})
+		if err != nil {
+			t.Errorf("wanted no error of a run that lost events, got %v", err)
+		}
 		var lost *gadget.LostError
-		if !errors.As(err, &lost) {
+		if err := summary.Err(); !errors.As(err, &lost) {
 			t.Fatalf("wanted a LostError, got %d events of %d and %v", got, len(truth), err)
 		}
-		if got+lost.Samples != uint64(len(truth)) {
-			t.Errorf("wanted %d events read or lost, got %d and %d", len(truth), got, lost.Samples)
+		if got+lost.Samples != uint64(len(truth)) || summary.Lost != summary.ReaderLost || summary.Withheld != 0 {
+			t.Errorf("wanted %d events read or lost, got %d read and %d lost: %s, by the reader's count %d", len(truth), got, lost.Samples, summary, summary.ReaderLost)
 		}
 	})
 }
@@ -98,7 +104,7 @@ func TestACancelledRunReportsWhatCameBefore(t *testing.T) {
 		ready := make(chan struct{})
 		ended := make(chan error, 1)
 		go func() {
-			ended <- gadget.Run(ctx, gadget.Options{
+			_, err := gadget.Run(ctx, gadget.Options{
 				Params: map[string]string{"host": "true"}, NetNSOf: a.netNSOf(),
 				OnEvent: func(e gadget.Event) {
 					if isOurs(e.Dst.Addr()) {
@@ -111,6 +117,7 @@ func TestACancelledRunReportsWhatCameBefore(t *testing.T) {
 					return nil
 				},
 			})
+			ended <- err
 		}()
 		select {
 		case <-ready:
@@ -147,7 +154,8 @@ func TestAFailedRunLeavesNothing(t *testing.T) {
 				test.options.Params["host"] = "true"
 				ctx, cancel := context.WithTimeout(t.Context(), limit)
 				defer cancel()
-				wantError(t, gadget.Run(ctx, test.options), test.want...)
+				_, err := gadget.Run(ctx, test.options)
+				wantError(t, err, test.want...)
 			})
 		})
 	}

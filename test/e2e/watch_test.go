@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"maps"
 	"testing"
 	"time"
@@ -31,8 +32,15 @@ func watch(t *testing.T, o gadget.Options, traffic func()) []seen {
 }
 
 // runWith runs the gadget on the host and the namespaces of o until traffic,
-// which runs in the test's goroutine, returns.
+// which runs in the test's goroutine, returns. Lost events are an error.
 func runWith(t *testing.T, o gadget.Options, traffic func()) error {
+	t.Helper()
+	summary, err := account(t, o, traffic)
+	return errors.Join(err, summary.Err())
+}
+
+// account does the same, and returns what became of the attempts.
+func account(t *testing.T, o gadget.Options, traffic func()) (gadget.Summary, error) {
 	t.Helper()
 	params := map[string]string{"host": "true"}
 	maps.Copy(params, o.Params)
@@ -40,22 +48,29 @@ func runWith(t *testing.T, o gadget.Options, traffic func()) error {
 
 	ctx, cancel := context.WithTimeout(t.Context(), limit)
 	defer cancel()
-	ready, ended := make(chan struct{}), make(chan error, 1)
+	ready := make(chan struct{})
 	done := make(chan struct{})
 	o.OnReady = func(context.Context) error {
 		close(ready)
 		<-done
 		return nil
 	}
-	go func() { ended <- gadget.Run(ctx, o) }()
+	var summary gadget.Summary
+	ended := make(chan error, 1)
+	go func() {
+		var err error
+		summary, err = gadget.Run(ctx, o)
+		ended <- err
+	}()
 	select {
 	case err := <-ended:
-		return err
+		return summary, err
 	case <-ready:
 	}
 	func() {
 		defer close(done) // also when the test fails here
 		traffic()
 	}()
-	return <-ended
+	err := <-ended
+	return summary, err
 }

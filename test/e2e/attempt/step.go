@@ -14,6 +14,7 @@ const (
 	Accept Action = "accept" // the same, and closes each connection when its caller has
 	Call   Action = "call"   // connects to Dst, or sends a datagram there, from the socket of the name or a new one
 	Flows  Action = "flows"  // sends Count UDP datagrams to Dst from each of Sockets sockets, in turns, and gets an answer to each
+	Flood  Action = "flood"  // sends Count UDP datagrams to Dst from one socket as fast as it can, or as many SYN segments with forged sources: addresses from Src's on
 	Close  Action = "close"  // closes the socket of the name
 	Inbox  Action = "inbox"  // gets ready for what other agents give
 	Give   Action = "give"   // gives the socket of the name to the agent with the process ID To, and closes it
@@ -44,7 +45,8 @@ type Step struct {
 	Thread      bool `json:",omitempty"` // done by a thread that ends thereafter
 
 	// Sockets and Count are those of Flows, whose sockets are kept under the name
-	// and a number each; its report has one of each in its Steps.
+	// and a number each; its report has one of each in its Steps. Count is Flood's,
+	// too.
 	Sockets int `json:",omitempty"`
 	Count   int `json:",omitempty"`
 

@@ -1,0 +1,233 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
+
+	"gadget.example/network/internal/gadget"
+	"gadget.example/network/test/e2e/attempt"
+)
+
+const (
+	floodPackets = 100_000
+	calmCalls    = 300
+	victimPort   = 9
+	// defaultRateLimit is that of gadget.yaml, events a second and at once.
+	defaultRateLimit = 1000
+)
+
+// forgedSource is the first of a flood's (RFC 2544's network, which has no route
+// here).
+var forgedSource = netip.MustParseAddrPort("198.18.0.0:4000")
+
+// flooded are the actors of a flood over the veth pair, of the victim's port,
+// and of calls beside it.
+type flooded struct {
+	*actors
+	flooder *agent
+}
+
+func newFlooded(t *testing.T) *flooded {
+	t.Helper()
+	f := &flooded{actors: newActors(t, newPair(t, newNamespace(t, "left"), newNamespace(t, "right")))}
+	victim := startAgent(t, f.pair.ends[1], agentOptions{name: "victim"})
+	port := at(netip.IPv4Unspecified(), victimPort)
+	victim.do(t, attempt.Request{Steps: []attempt.Step{
+		{Do: attempt.Open, Socket: "datagrams", Protocol: attempt.UDP, Src: port},
+		{Do: attempt.Listen, Socket: "segments", Protocol: attempt.TCP, Src: port},
+	}})
+	f.flooder = startAgent(t, f.pair.ends[0], agentOptions{name: "flood"})
+	return f
+}
+
+// TestFlood has one process send more than can be reported while another one
+// makes a few connections.
+func TestFlood(t *testing.T) {
+	for name, step := range map[string]attempt.Step{
+		"UDP datagrams":                    {Protocol: attempt.UDP},
+		"SYN segments with forged sources": {Protocol: attempt.TCP, Src: forgedSource},
+	} {
+		step.Do, step.Count, step.Dst = attempt.Flood, floodPackets, at(overVeth.address(4, 2), victimPort)
+		t.Run(name+" leave others their events", func(t *testing.T) {
+			o := newFlooded(t).watch(t, defaultRateLimit, step)
+			o.log(t)
+			compare(t, o.calm, o.truth)
+			o.checkLimit(t, defaultRateLimit)
+			o.checkSum(t)
+		})
+		t.Run(name+" without a limit are counted", func(t *testing.T) {
+			o := newFlooded(t).watch(t, 0, step)
+			o.log(t)
+			o.checkSum(t)
+			if o.Withheld != 0 {
+				t.Errorf("wanted nothing withheld without a rate limit, got %d", o.Withheld)
+			}
+		})
+	}
+}
+
+// limited is who shares a bucket of the rate limit.
+type limited struct {
+	netNS uint32
+	gadget.Owner
+}
+
+// burst are events of one owner.
+type burst struct {
+	events, suppressed uint64
+	first, last        time.Time
+}
+
+// outcome is what became of a flood and the calls beside it.
+type outcome struct {
+	gadget.Summary
+	sent      uint64 // attempts, as often as an end must see them
+	strangers uint64 // events of others
+	floods    map[limited]*burst
+	calm      []seen
+	truth     []want // of the calls
+}
+
+func (f *flooded) watch(t *testing.T, rateLimit int, step attempt.Step) *outcome {
+	t.Helper()
+	o := &outcome{floods: map[limited]*burst{}}
+	options := gadget.Options{
+		NetNSOf: f.netNSOf(), Params: map[string]string{"rate-limit": fmt.Sprint(rateLimit)}, OnEvent: o.take,
+	}
+	var err error
+	o.Summary, err = account(t, options, func() { f.flood(t, o, step) })
+	if err != nil {
+		t.Fatalf("the gadget: %v", err)
+	}
+	return o
+}
+
+// flood makes the flood and the calls, all at once.
+func (f *flooded) flood(t *testing.T, o *outcome, step attempt.Step) {
+	t.Helper()
+	before := f.dropped(t)
+	var calls attempt.Request
+	for range calmCalls {
+		calls.Steps = append(calls.Steps, attempt.Step{
+			Do: attempt.Call, Protocol: attempt.TCP, Dst: at(overVeth.address(4, 2), tcpPort),
+		})
+	}
+	called, failed := attempt.Report{}, make(chan error)
+	go func() {
+		var err error
+		called, err = f.callers[0].ask(calls)
+		failed <- err
+	}()
+	flooded := f.flooder.do(t, attempt.Request{Steps: []attempt.Step{step}}).Steps[0]
+	if err := <-failed; err != nil {
+		t.Fatal(err)
+	}
+	if dropped := f.dropped(t) - before; dropped > 0 {
+		t.Fatalf("the veth device has dropped %d packets: what has arrived is not known", dropped)
+	}
+
+	server := f.servers[1][serverKey{attempt.TCP, false, tcpPort}]
+	for _, report := range called.Steps {
+		o.truth = append(o.truth, wants(report, attempt.TCP, f.pair.ends[0], f.pair.ends[1], server, "call beside a flood")...)
+	}
+	o.sent = uint64(2*flooded.Packets + len(o.truth))
+}
+
+// dropped is how many packets the device on the flood's way could not deliver.
+func (f *flooded) dropped(t *testing.T) uint64 {
+	t.Helper()
+	return f.pair.ends[0].link(t, overVeth.device).Attrs().Statistics.TxDropped
+}
+
+func (o *outcome) take(e gadget.Event) {
+	switch {
+	case !isOurs(e.Src.Addr()) && !isOurs(e.Dst.Addr()):
+		o.strangers++
+	case e.Dst.Port() == victimPort:
+		o.takeFlood(e)
+	default:
+		o.calm = append(o.calm, fromEvent(e))
+	}
+}
+
+func (o *outcome) takeFlood(e gadget.Event) {
+	owner := limited{e.NetNS, gadget.Owner{PID: e.Proc.PID, Comm: e.Proc.Comm, Egress: e.Egress}}
+	b := o.floods[owner]
+	if b == nil {
+		b = &burst{first: e.Time, last: e.Time}
+		o.floods[owner] = b
+	}
+	b.events++
+	b.suppressed += uint64(e.Suppressed)
+	if e.Time.Before(b.first) {
+		b.first = e.Time
+	}
+	if e.Time.After(b.last) {
+		b.last = e.Time
+	}
+}
+
+func (b *burst) seconds() float64 { return b.last.Sub(b.first).Seconds() }
+
+func (o *outcome) log(t *testing.T) {
+	t.Helper()
+	release, _ := os.ReadFile("/proc/sys/kernel/osrelease") // for the reader alone
+	came := 0
+	for _, e := range o.calm {
+		if e.egress {
+			came++
+		}
+	}
+	t.Logf("Linux %s: %s; by the reader's count %d lost; %d of %d calls came through as sent, %d as received", strings.TrimSpace(string(release)),
+		o.Summary, o.ReaderLost, came, calmCalls, len(o.calm)-came)
+	for owner, b := range o.floods {
+		t.Logf("%s: %d events in %.2f s, which tell of %d withheld", owner.Owner, b.events, b.seconds(), b.suppressed)
+	}
+}
+
+// checkLimit compares the events of each owner with what its bucket gives in
+// their time. Each CPU can take a token too many, and reports what it withheld
+// last once a second.
+func (o *outcome) checkLimit(t *testing.T, rateLimit int) {
+	t.Helper()
+	cpus := ebpf.MustPossibleCPU()
+	for owner, b := range o.floods {
+		most := float64(rateLimit)*(b.seconds()+1) + float64(cpus)*(b.seconds()+3)
+		if float64(b.events) > most {
+			t.Errorf("%s: wanted at most %.0f events in %.2f s, got %d", owner.Owner, most, b.seconds(), b.events)
+		}
+	}
+}
+
+// checkSum wants each attempt in one of the summary's numbers.
+func (o *outcome) checkSum(t *testing.T) {
+	t.Helper()
+	if got, want := o.Reported+o.Withheld+o.Lost, o.sent+o.strangers; got != want {
+		t.Errorf("wanted %d attempts to be reported, withheld or lost, got %d: %s", want, got, o.Summary)
+	}
+	events := uint64(len(o.calm)) + o.strangers
+	for _, b := range o.floods {
+		events += b.events
+	}
+	if events != o.Reported {
+		t.Errorf("wanted as many events as attempts reported, got %d: %s", events, o.Summary)
+	}
+	if o.Lost != o.ReaderLost {
+		t.Errorf("wanted the gadget and the reader to count the same as lost, got %d by the reader's count: %s", o.ReaderLost, o.Summary)
+	}
+	owned := uint64(0)
+	for _, w := range o.Owners {
+		owned += w.Attempts
+	}
+	if o.Lost == 0 && owned != o.Withheld {
+		t.Errorf("wanted all that was withheld to have an owner, got %d: %s", owned, o.Summary)
+	}
+}
