@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -18,10 +19,18 @@ import (
 
 const (
 	floodPackets = 100_000
-	calmCalls    = 300
-	victimPort   = 9
-	// defaultRateLimit is that of gadget.yaml, events a second and at once.
-	defaultRateLimit = 1000
+	// Without a limit, fewer are enough for the rings to overflow, and each costs
+	// an event.
+	unlimitedPackets = 20_000
+	// floodLimit is in events a second, few enough that an emulated machine gets
+	// more.
+	floodLimit = 100
+	victimPort = 9
+
+	// The calls beside a flood are made in rounds, at half of the limit.
+	callRounds    = 10
+	callsInRound  = 30
+	betweenRounds = 2 * time.Second * callsInRound / floodLimit
 )
 
 // forgedSource is the first of a flood's (RFC 2544's network, which has no route
@@ -55,15 +64,17 @@ func TestFlood(t *testing.T) {
 		"UDP datagrams":                    {Protocol: attempt.UDP},
 		"SYN segments with forged sources": {Protocol: attempt.TCP, Src: forgedSource},
 	} {
-		step.Do, step.Count, step.Dst = attempt.Flood, floodPackets, at(overVeth.address(4, 2), victimPort)
+		step.Do, step.Dst = attempt.Flood, at(overVeth.address(4, 2), victimPort)
 		t.Run(name+" leave others their events", func(t *testing.T) {
-			o := newFlooded(t).watch(t, defaultRateLimit, step)
+			step.Count = floodPackets
+			o := newFlooded(t).watch(t, floodLimit, step)
 			o.log(t)
 			compare(t, o.calm, o.truth)
-			o.checkLimit(t, defaultRateLimit)
+			o.checkLimit(t, floodLimit)
 			o.checkSum(t)
 		})
 		t.Run(name+" without a limit are counted", func(t *testing.T) {
+			step.Count = unlimitedPackets
 			o := newFlooded(t).watch(t, 0, step)
 			o.log(t)
 			o.checkSum(t)
@@ -114,16 +125,11 @@ func (f *flooded) watch(t *testing.T, rateLimit int, step attempt.Step) *outcome
 func (f *flooded) flood(t *testing.T, o *outcome, step attempt.Step) {
 	t.Helper()
 	before := f.dropped(t)
-	var calls attempt.Request
-	for range calmCalls {
-		calls.Steps = append(calls.Steps, attempt.Step{
-			Do: attempt.Call, Protocol: attempt.TCP, Dst: at(overVeth.address(4, 2), tcpPort),
-		})
-	}
-	called, failed := attempt.Report{}, make(chan error)
+	var called []attempt.Report
+	failed := make(chan error)
 	go func() {
 		var err error
-		called, err = f.callers[0].ask(calls)
+		called, err = f.call()
 		failed <- err
 	}()
 	flooded := f.flooder.do(t, attempt.Request{Steps: []attempt.Step{step}}).Steps[0]
@@ -135,10 +141,28 @@ func (f *flooded) flood(t *testing.T, o *outcome, step attempt.Step) {
 	}
 
 	server := f.servers[1][serverKey{attempt.TCP, false, tcpPort}]
-	for _, report := range called.Steps {
+	for _, report := range called {
 		o.truth = append(o.truth, wants(report, attempt.TCP, f.pair.ends[0], f.pair.ends[1], server, "call beside a flood")...)
 	}
 	o.sent = uint64(2*flooded.Packets + len(o.truth))
+}
+
+// call makes the calls beside a flood.
+func (f *flooded) call() ([]attempt.Report, error) {
+	step := attempt.Step{Do: attempt.Call, Protocol: attempt.TCP, Dst: at(overVeth.address(4, 2), tcpPort)}
+	round := attempt.Request{Steps: slices.Repeat([]attempt.Step{step}, callsInRound)}
+	next := time.NewTicker(betweenRounds)
+	defer next.Stop()
+	var all []attempt.Report
+	for range callRounds {
+		report, err := f.callers[0].ask(round)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, report.Steps...)
+		<-next.C
+	}
+	return all, nil
 }
 
 // dropped is how many packets the device on the flood's way could not deliver.
@@ -187,7 +211,7 @@ func (o *outcome) log(t *testing.T) {
 		}
 	}
 	t.Logf("Linux %s: %s; by the reader's count %d lost; %d of %d calls came through as sent, %d as received", strings.TrimSpace(string(release)),
-		o.Summary, o.ReaderLost, came, calmCalls, len(o.calm)-came)
+		o.Summary, o.ReaderLost, came, callRounds*callsInRound, len(o.calm)-came)
 	for owner, b := range o.floods {
 		t.Logf("%s: %d events in %.2f s, which tell of %d withheld", owner.Owner, b.events, b.seconds(), b.suppressed)
 	}
