@@ -170,6 +170,8 @@ type igEvent struct {
 	Src      igEndpoint `json:"src"`
 	Dst      igEndpoint `json:"dst"`
 	Proc     igProcess  `json:"proc"`
+	// Suppressed, see gadget.Event.
+	Suppressed uint32 `json:"suppressed"`
 }
 
 type igEndpoint struct {
