@@ -15,6 +15,8 @@ IMAGE ?= network:latest
 BUILDER ?= auto
 # how long `make fuzz` looks for new inputs
 FUZZTIME ?= 1m
+# how long `make soak` makes traffic
+SOAK ?= 30m
 # the image's date: that of the last commit, so that a build can be repeated
 SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
 export SOURCE_DATE_EPOCH
@@ -112,7 +114,7 @@ run: build $(BUILD)/boot ## watch this machine's attempts to talk, or a VM's whe
 PACKAGES := ./cmd/... ./internal/... ./test/e2e/measured ./test/kernels ./test/report/...
 # As root, with a build cache of root's own, so that nothing of root's is left in
 # this user's.
-KEPT := PATH BUILDER E2E_IN E2E_KERNEL IMAGE_FILE KERNEL_CACHE
+KEPT := PATH BUILDER E2E_IN E2E_KERNEL GOFLAGS IMAGE_FILE KERNEL_CACHE
 AS_ROOT := $(if $(SUDO),-exec 'sudo env CGO_ENABLED=0 "IG=$(IG)" "GOMODCACHE=$(shell go env GOMODCACHE)" \
 	$(foreach name,$(KEPT),$(if $(filter-out file undefined,$(origin $(name))),"$(name)=$($(name))"))')
 # With the flag of the builds: what they compiled, which is most, serves again.
@@ -182,6 +184,13 @@ $(BUILD)/%/ig: go.mod go.sum | $(BUILD)
 
 $(BUILD)/%/netgadget: $(BUILD)/image.stamp FORCE
 	@GOARCH=$* CGO_ENABLED=0 go build -trimpath -o $@ ./cmd/netgadget
+
+# By the environment: the tests are built again for a VM.
+.PHONY: soak
+soak: private export GOFLAGS := $(GOFLAGS) -tags=soak
+soak: build ## make traffic for SOAK (30m), and look for entries and memory that are left
+	@$(ASK_ROOT) "the tests load eBPF programs"
+	@CGO_ENABLED=0 IG='$(IG)' go test -trimpath -count=1 -v -timeout 0 -run TestSoak $(AS_ROOT) ./test/e2e -soak $(SOAK)
 
 .PHONY: fuzz
 fuzz: build ## compare the filter with gopacket on random packets, for FUZZTIME (1m)
