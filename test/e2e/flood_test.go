@@ -21,7 +21,7 @@ const (
 	floodPackets = 100_000
 	// Without a limit, fewer are enough for the rings to overflow, and each costs
 	// an event.
-	unlimitedPackets = 20_000
+	unlimitedPackets = 10_000
 	// floodLimit is in events a second, few enough that an emulated machine gets
 	// more.
 	floodLimit = 100
