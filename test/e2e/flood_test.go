@@ -24,12 +24,12 @@ const (
 	unlimitedPackets = 10_000
 	// floodLimit is in events a second, few enough that an emulated machine gets
 	// more.
-	floodLimit = 100
+	floodLimit = 50
 	victimPort = 9
 
 	// The calls beside a flood are made in rounds, at half of the limit.
-	callRounds    = 10
-	callsInRound  = 30
+	callRounds    = 20
+	callsInRound  = 15
 	betweenRounds = 2 * time.Second * callsInRound / floodLimit
 )
 
