@@ -165,9 +165,11 @@ who-by-port: build ## score who for comparison: by the local port alone, as ig's
 		-run 'TestWho$$' $(AS_ROOT) ./test/e2e -compared
 
 # Names of kernels (see build/boot --help); none: all of them. TABLE=README.md
-# writes the table of all of them there, when they are green.
+# writes the table of all of them there, when they are green. E2E_FLAGS are the
+# tests' own: "-attempts 3000 -packets 20000" makes a quick run.
 KERNELS ?=
 TABLE ?=
+E2E_FLAGS ?=
 # The architectures of those that this machine does not have.
 FOREIGN = $(filter-out $(shell go env GOARCH),$(if $(KERNELS),$(sort \
 	$(foreach kernel,$(KERNELS),$(if $(filter %-arm64,$(kernel)),arm64,amd64))),amd64 arm64))
@@ -175,7 +177,7 @@ FOREIGN = $(filter-out $(shell go env GOARCH),$(if $(KERNELS),$(sort \
 .PHONY: test-kernels
 test-kernels: build $(foreach arch,$(FOREIGN),$(BUILD)/$(arch)/ig $(BUILD)/$(arch)/netgadget) ## pass the e2e tests under each KERNELS (5.10, newest-arm64, ...), for a table
 	@$(if $(FOREIGN),test/install-packages packages-foreign.txt)
-	@IG='$(IG)' go run ./test/kernels $(if $(TABLE),-readme $(TABLE)) $(KERNELS)
+	@IG='$(IG)' go run ./test/kernels $(if $(TABLE),-readme $(TABLE)) -flags '$(E2E_FLAGS)' $(KERNELS)
 
 # The same programs for guests of the other architecture.
 $(BUILD)/%/ig: go.mod go.sum | $(BUILD)

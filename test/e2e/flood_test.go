@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"flag"
 	"fmt"
 	"net/netip"
 	"os"
@@ -17,8 +18,9 @@ import (
 	"gadget.example/network/test/e2e/attempt"
 )
 
+var floodPackets = flag.Int("packets", 100_000, "how many packets TestFlood sends in a flood")
+
 const (
-	floodPackets = 100_000
 	// Without a limit, fewer are enough for the rings to overflow, and each costs
 	// an event.
 	unlimitedPackets = 10_000
@@ -66,7 +68,7 @@ func TestFlood(t *testing.T) {
 	} {
 		step.Do, step.Dst = attempt.Flood, at(overVeth.address(4, 2), victimPort)
 		t.Run(name+" leave others their events", func(t *testing.T) {
-			step.Count = floodPackets
+			step.Count = *floodPackets
 			o := newFlooded(t).watch(t, floodLimit, step)
 			o.log(t)
 			compare(t, o.calm, o.truth)

@@ -30,8 +30,8 @@ import (
 )
 
 type options struct {
-	run, rows, readme string
-	kernels           []string
+	run, flags, rows, readme string
+	kernels                  []string
 }
 
 func main() {
@@ -39,6 +39,7 @@ func main() {
 	defer stop()
 	var o options
 	flag.StringVar(&o.run, "run", "", "run only tests that match this, as go test does")
+	flag.StringVar(&o.flags, "flags", "", "flags of the tests, such as \"-attempts 3000 -packets 20000\" for a quick run")
 	flag.StringVar(&o.rows, "rows", "build/kernels", "folder for the rows of the table")
 	flag.StringVar(&o.readme, "readme", "", "file to write the table of all kernels into, between its marks")
 	flag.Parse()
@@ -65,7 +66,7 @@ func (o options) test(ctx context.Context, out io.Writer) error {
 	for i, k := range kernels {
 		fmt.Fprintf(out, "kernel %s, %d of %d: %s of %s, some 10 minutes where nothing but QEMU's own emulation runs it\n",
 			k.Name, i+1, len(kernels), k.Package, k.Suite)
-		r, err := testKernel(ctx, goTest(ctx, k.Name, o.run), k, digest, out)
+		r, err := testKernel(ctx, goTest(ctx, k.Name, o.run, o.flags), k, digest, out)
 		if err != nil {
 			return fmt.Errorf("kernel %s: %w", k.Name, err)
 		}

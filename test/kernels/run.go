@@ -27,10 +27,12 @@ const (
 	killDelay = time.Minute
 )
 
-// goTest is `go test` of the e2e tests under a kernel; make lint vets them. When
-// ctx is done it is interrupted, with the test that runs.
-func goTest(ctx context.Context, kernel, run string) *exec.Cmd {
-	cmd := exec.CommandContext(ctx, "go", "test", "-trimpath", "-vet=off", "-count=1", "-json", "-timeout", testLimit, "-run", run, "./test/e2e")
+// goTest is `go test` of the e2e tests under a kernel, with flags of their own;
+// make lint vets them. When ctx is done it is interrupted, with the test that
+// runs.
+func goTest(ctx context.Context, kernel, run, flags string) *exec.Cmd {
+	args := []string{"test", "-trimpath", "-vet=off", "-count=1", "-json", "-timeout", testLimit, "-run", run, "./test/e2e"}
+	cmd := exec.CommandContext(ctx, "go", append(args, strings.Fields(flags)...)...)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "E2E_IN=vm", "E2E_KERNEL="+kernel)
 	cmd.Stderr = os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
