@@ -1,0 +1,31 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"errors"
+	"testing"
+
+	"gadget.example/network/internal/gadget"
+)
+
+func TestLostEventsFailAStrictRun(t *testing.T) {
+	lost := gadget.Summary{Reported: 5, Lost: 1, ReaderLost: 1}
+	for name, test := range map[string]struct {
+		flags   runFlags
+		summary gadget.Summary
+		err     error
+		want    int
+	}{
+		"strict, lost":       {runFlags{strict: true}, lost, nil, 1},
+		"strict, none lost":  {runFlags{strict: true}, gadget.Summary{Reported: 5, Withheld: 3}, nil, 0},
+		"not strict, lost":   {runFlags{}, lost, nil, 0},
+		"not strict, failed": {runFlags{}, lost, errors.New("the gadget failed"), 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if got := status(test.flags.conclude(test.summary, test.err)); got != test.want {
+				t.Errorf("wanted exit status %d, got %d", test.want, got)
+			}
+		})
+	}
+}
