@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"runtime"
 	"runtime/debug"
 	"slices"
 	"strconv"
@@ -29,9 +30,8 @@ var soakFor = flag.Duration("soak", 30*time.Minute, "how long TestSoak makes tra
 
 const (
 	soakSamples = 30
-	// How much more memory the last third may take than the first, by the medians:
-	// a tenth, for what Go's heap varies by, and what the runs of that heap are
-	// given back late.
+	// How much more memory the last third may take than the first, by the medians: a
+	// tenth and soakMargin, as Go gives pages back late, and huge ones whole.
 	soakGrowth = 1.1
 	soakMargin = 4 << 20 // bytes
 )
@@ -67,7 +67,7 @@ func (f *flooded) soak(t *testing.T, b *books) {
 	t.Helper()
 	before := b.entriesOfPair(t)
 	header := append([]string{"after"}, countedMaps...)
-	t.Logf("%s", row(append(header, "RSS KiB", "maps KiB")))
+	t.Logf("%s", row(append(header, "heap KiB", "RSS KiB", "maps KiB")))
 	var samples []sample
 	every, started := *soakFor/soakSamples, time.Now()
 	for round := 0; time.Since(started) < *soakFor; round++ {
@@ -88,6 +88,7 @@ func (f *flooded) soak(t *testing.T, b *books) {
 		t.Error(err)
 	}
 	t.Logf("%s, idle; of the test's namespaces %+v, before all traffic %+v", b.sample(t, time.Since(started)), b.entriesOfPair(t), before)
+	checkFlat(t, "heap", samples, func(s sample) uint64 { return s.heap })
 	checkFlat(t, "RSS", samples, func(s sample) uint64 { return s.rss })
 	checkFlat(t, "maps", samples, func(s sample) uint64 { return s.maps })
 }
@@ -165,7 +166,8 @@ func floods(round int) []attempt.Step {
 type sample struct {
 	after   time.Duration
 	entries map[string]int // by map
-	rss     uint64         // of this process, which runs the gadget, in bytes
+	heap    uint64         // live objects of this process, which runs the gadget, in bytes
+	rss     uint64         // of this process, in bytes
 	maps    uint64         // memory of the gadget's maps, in bytes
 }
 
@@ -174,7 +176,7 @@ func (s sample) String() string {
 	for _, name := range countedMaps {
 		cells = append(cells, fmt.Sprint(s.entries[name]))
 	}
-	return row(append(cells, fmt.Sprint(s.rss>>10), fmt.Sprint(s.maps>>10)))
+	return row(append(cells, fmt.Sprint(s.heap>>10), fmt.Sprint(s.rss>>10), fmt.Sprint(s.maps>>10)))
 }
 
 func row(cells []string) string {
@@ -254,7 +256,17 @@ func (b *books) sample(t *testing.T, after time.Duration) sample {
 		bytes, _ := info.Memlock()
 		s.maps += bytes
 	}
-	debug.FreeOSMemory() // what is garbage is no leak
+	s.heap, s.rss = memory(t)
+	return s
+}
+
+// memory is this process's, without what is garbage: live objects and RSS, in
+// bytes.
+func memory(t *testing.T) (heap, rss uint64) {
+	t.Helper()
+	debug.FreeOSMemory()
+	var stats runtime.MemStats
+	runtime.ReadMemStats(&stats)
 	statm, err := os.ReadFile("/proc/self/statm")
 	if err != nil {
 		t.Fatal(err)
@@ -263,8 +275,7 @@ func (b *books) sample(t *testing.T, after time.Duration) sample {
 	if _, err := fmt.Sscan(string(statm), &size, &resident); err != nil {
 		t.Fatalf("reading %q: %v", statm, err)
 	}
-	s.rss = resident * uint64(os.Getpagesize())
-	return s
+	return stats.HeapAlloc, resident * uint64(os.Getpagesize())
 }
 
 // count counts entries. A map that changes meanwhile is counted again.
