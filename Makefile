@@ -131,7 +131,7 @@ test: build $(BUILD)/boot ## pass all tests
 	@$(ASK_ROOT) "the tests load eBPF programs"
 	@{ status=0; $(GO_TEST) $(PACKAGES) || status=$$?; \
 	$(TEST_HOOKS) || status=$$?; \
-	$(GO_TEST) -p 1 -timeout 30m $(AS_ROOT) ./test/unit ./test/image ./test/e2e || status=$$?; \
+	$(GO_TEST) -p 1 -timeout 60m $(AS_ROOT) ./test/unit ./test/image ./test/e2e || status=$$?; \
 	exit $$status; } | $(REPORT)
 
 .PHONY: test-unit
@@ -153,7 +153,7 @@ test-image: build ## pass the tests of the image: digest, metadata, registry, er
 .PHONY: test-e2e
 test-e2e: build ## pass the tests with real traffic, in a VM where this machine cannot
 	@$(ASK_ROOT) "the tests load eBPF programs"
-	@$(GO_TEST) -timeout 30m $(AS_ROOT) ./test/e2e | $(REPORT)
+	@$(GO_TEST) -timeout 60m $(AS_ROOT) ./test/e2e | $(REPORT)
 
 .PHONY: who-by-port
 who-by-port: build ## score who for comparison: by the local port alone, as ig's own gadgets look it up
@@ -161,7 +161,7 @@ who-by-port: build ## score who for comparison: by the local port alone, as ig's
 	@SUDO='$(SUDO)' IG='$(IG)' IG_VERSION='$(IG_VERSION)' INCLUDE='$(INCLUDE)' DEFINE=WHO_BY_PORT \
 		test/build-image local network-by-port:latest $(CURDIR)
 	@$(SUDO) $(IG) image export network-by-port:latest $(BUILD)/by-port.tar >/dev/null
-	@IMAGE_FILE=$(BUILD)/by-port.tar CGO_ENABLED=0 IG='$(IG)' go test -trimpath -count=1 -timeout 30m -v \
+	@IMAGE_FILE=$(BUILD)/by-port.tar CGO_ENABLED=0 IG='$(IG)' go test -trimpath -count=1 -timeout 60m -v \
 		-run 'TestWho$$' $(AS_ROOT) ./test/e2e -compared
 
 # Names of kernels (see build/boot --help); none: all of them. TABLE=README.md

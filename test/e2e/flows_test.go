@@ -144,7 +144,7 @@ func besideFlows() []call {
 
 // testSilentFlows has some flows go on while others are silent.
 func testSilentFlows(t *testing.T, a *actors) {
-	const idle = 2 * time.Second
+	const idle = 4 * time.Second
 	busy := flows{"busy", overVeth, flowsPort, 1, 1}
 	silent := flows{"silent", overVeth, flowsPort, 5, 3}
 	var truth []want
