@@ -78,16 +78,20 @@ func (ig *stockIG) stop(t *testing.T) []string {
 // Attempts by which the tests know how far ig is: probes tell that it has begun,
 // sentinels that it has reported all that was before them.
 var (
-	probe    = netip.MustParseAddrPort("127.77.77.77:11")
+	probes = map[attempt.Protocol]netip.AddrPort{
+		attempt.UDP: netip.MustParseAddrPort("127.77.77.77:11"),
+		attempt.TCP: netip.MustParseAddrPort("127.77.77.77:12"),
+	}
 	sentinel = netip.MustParseAddrPort("127.77.77.77:13")
 )
 
-// reported counts the lines, of whatever format, on attempts to call an address.
-func (ig *stockIG) reported(to netip.AddrPort) int {
+// reported counts the lines, of either format, on attempts to call an address
+// which name a process, or on all of them.
+func (ig *stockIG) reported(to netip.AddrPort, comm string) int {
 	mention := regexp.MustCompile(fmt.Sprintf(`%s(:|","port":)%d\b`, regexp.QuoteMeta(to.Addr().String()), to.Port()))
 	n := 0
 	for _, line := range ig.output() {
-		if mention.MatchString(line) {
+		if mention.MatchString(line) && strings.Contains(line, comm) {
 			n++
 		}
 	}
@@ -104,8 +108,8 @@ func callEachCPU(t *testing.T, caller *agent, to netip.AddrPort) int {
 }
 
 // await calls f until each ig has reported at least so many attempts to call an
-// address as it returns.
-func await(t *testing.T, igs []*stockIG, to netip.AddrPort, f func() int) {
+// address as it returns, with the name of a process or with any.
+func await(t *testing.T, igs []*stockIG, to netip.AddrPort, comm string, f func() int) {
 	t.Helper()
 	for _, ig := range igs {
 		err := eventually(func() error {
@@ -114,8 +118,8 @@ func await(t *testing.T, igs []*stockIG, to netip.AddrPort, f func() int) {
 				t.Fatalf("ig ended by itself: %s", &ig.stderr)
 			default:
 			}
-			if want, got := f(), ig.reported(to); got < want {
-				return fmt.Errorf("ig has reported %d attempts to call %s, not %d", got, to, want)
+			if want, got := f(), ig.reported(to, comm); got < want {
+				return fmt.Errorf("ig has reported %d attempts of %q to call %s, not %d", got, comm, to, want)
 			}
 			return nil
 		})
@@ -125,12 +129,18 @@ func await(t *testing.T, igs []*stockIG, to netip.AddrPort, f func() int) {
 	}
 }
 
+// awaitReady returns when each ig has attached all programs that tell who sends.
+// It attaches them in no order (Start in its pkg/operators/ebpf): the filter may
+// be first, and names nobody then.
 func awaitReady(t *testing.T, caller *agent, igs ...*stockIG) {
 	t.Helper()
-	await(t, igs, probe, func() int {
-		callEachCPU(t, caller, probe)
-		return 1
-	})
+	comm := caller.do(t, attempt.Request{Steps: []attempt.Step{{Do: attempt.Inbox}}}).Steps[0].Process.Comm
+	for protocol, to := range probes {
+		await(t, igs, to, comm, func() int {
+			caller.do(t, attempt.Request{Protocol: protocol, Src: netip.AddrPortFrom(to.Addr(), 0), Dst: to})
+			return 1
+		})
+	}
 }
 
 // awaitAll returns when ig has reported all that was before: its rings, one a
@@ -138,7 +148,7 @@ func awaitReady(t *testing.T, caller *agent, igs ...*stockIG) {
 func awaitAll(t *testing.T, caller *agent, igs ...*stockIG) {
 	t.Helper()
 	events := callEachCPU(t, caller, sentinel)
-	await(t, igs, sentinel, func() int { return events })
+	await(t, igs, sentinel, "", func() int { return events })
 }
 
 // TestStockIGAndTheGoAPIReportTheSameEvents has both watch the host at once, ig

@@ -59,10 +59,7 @@ func TestWhatIsWithheldLastIsReported(t *testing.T) {
 	a := newActors(t, newPair(t, hostNamespace(t), newNamespace(t, "other")))
 	burster := startAgent(t, a.pair.ends[0], agentOptions{name: "burst"})
 	ig := startIG(t, append([]string{"--host", "-o", "json"}, burstParams...)...)
-	await(t, []*stockIG{ig}, probe, func() int {
-		callEachCPU(t, a.callers[0], probe)
-		return 1
-	})
+	awaitReady(t, a.callers[0], ig)
 	burster.do(t, burstOf(burstPackets, overLoopback.address(4, 1)))
 	err := eventually(func() error {
 		events, suppressed := told(t, ig.output())
