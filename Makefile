@@ -161,6 +161,10 @@ who-by-port: build ## score who for comparison: by the local port alone, as ig's
 	@SUDO='$(SUDO)' IG='$(IG)' IG_VERSION='$(IG_VERSION)' INCLUDE='$(INCLUDE)' DEFINE=WHO_BY_PORT \
 		test/build-image local network-by-port:latest $(CURDIR)
 	@$(SUDO) $(IG) image export network-by-port:latest $(BUILD)/by-port.tar >/dev/null
+	@$(if $(SUDO),$(SUDO) chown "$$(id -u):$$(id -g)" $(BUILD)/by-port.tar;) \
+	rm -rf $(BUILD)/by-port; mkdir $(BUILD)/by-port; tar -xf $(BUILD)/by-port.tar -C $(BUILD)/by-port; \
+	sed -i 's/network-by-port:latest/network:latest/' $(BUILD)/by-port/index.json; \
+	tar -cf $(BUILD)/by-port.tar -C $(BUILD)/by-port .
 	@IMAGE_FILE=$(BUILD)/by-port.tar CGO_ENABLED=0 IG='$(IG)' go test -trimpath -count=1 -timeout 60m -v \
 		-run 'TestWho$$' $(AS_ROOT) ./test/e2e -compared
 
