@@ -356,14 +356,14 @@ static __always_inline enum verdict find_booked(struct __sk_buff *skb,
 static __noinline int find_owner(struct __sk_buff *skb, struct report *report)
 {
 	const struct tuple *t = &report->ends;
-	struct gadget_socket_key key = {
-		.netns = t->netns,
-		.family = t->version == 4 ? AF_INET : AF_INET6,
-		.proto = t->proto,
-		.port = t->local_port,
-	};
 	struct gadget_socket_value *socket;
+	struct gadget_socket_key key;
 
+	__builtin_memset(&key, 0, sizeof(key)); /* its padding too */
+	key.netns = t->netns;
+	key.family = t->version == 4 ? AF_INET : AF_INET6;
+	key.proto = t->proto;
+	key.port = t->local_port;
 	socket = bpf_map_lookup_elem(&gadget_sockets, &key);
 	if (!socket && t->version == 4) {
 		key.family = AF_INET6;
