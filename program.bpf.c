@@ -4,7 +4,7 @@
  *
  * A socket filter sees every packet of a network namespace and reports those
  * that begin something: TCP segments with SYN and without ACK, and UDP
- * datagrams to a port below 1024.
+ * datagrams to a port below 1024, or the first of each flow.
  */
 #include <vmlinux.h>
 #include <bpf/bpf_helpers.h>
