@@ -7,9 +7,9 @@
  * Written in the context of the process, before the first packet can be on
  * its way; read by the socket filter.
  *
- * An entry is live until its socket gives up the port, and stays, as closed,
- * until the socket is destroyed: until then a packet it has sent may be
- * waiting, for a neighbour's address for example.
+ * An entry is live until its socket gives up the port. It stays, as closed,
+ * when a packet that the socket has sent is waiting, for a neighbour's address
+ * for example, until the socket is destroyed.
  */
 
 #include <vmlinux.h>
@@ -58,7 +58,13 @@ struct port_key {
 	__u64 pad;
 };
 
-/* Where a socket stands in the books, or stood last. */
+/*
+ * Where a socket stands in the books, or stood last: its page. The page of one
+ * that is gone can still be there. No kprobe runs in a softirq that interrupts
+ * another one (kprobe_ftrace_handler()), and that is where many sockets are
+ * destroyed; those by which a socket gets or gives up its port run in system
+ * calls, and are not missed.
+ */
 struct entries {
 	__u64 since; /* ns since the boot; tells sockets of one address apart */
 	struct tuple connection;
@@ -104,7 +110,7 @@ static __always_inline void erase(void *map, const void *key, __u64 sk)
 		bpf_map_delete_elem(map, key);
 }
 
-/* The socket's page in the books; a new one if it has none. */
+/* The socket's page; a new one if it has none. */
 static __always_inline struct entries *entries_of(__u64 sk)
 {
 	static const struct entries none = {};
@@ -115,6 +121,36 @@ static __always_inline struct entries *entries_of(__u64 sk)
 	if (entries && !entries->since)
 		entries->since = bpf_ktime_get_ns();
 	return entries;
+}
+
+/*
+ * A page for a socket that has no place in the books, whatever one of the same
+ * address has left there.
+ */
+static __always_inline struct entries *begin_page(__u64 sk)
+{
+	struct entries *entries = entries_of(sk);
+
+	if (!entries)
+		return NULL;
+	erase(&connections, &entries->connection, sk);
+	erase(&ports, &entries->port, sk);
+	entries->since = bpf_ktime_get_ns();
+	return entries;
+}
+
+/* Nothing of the socket is left, and nothing that it has sent. */
+static __always_inline void forget_socket(struct sock *sk)
+{
+	__u64 address = (__u64)sk;
+	struct entries *entries = bpf_map_lookup_elem(&sockets, &address);
+
+	if (!entries)
+		return;
+	erase(&connections, &entries->connection, address);
+	erase(&ports, &entries->port, address);
+	forget_paths(address);
+	bpf_map_delete_elem(&sockets, &address);
 }
 
 /*
@@ -130,15 +166,24 @@ static __always_inline bool has_page(const struct owner *owner)
 }
 
 /*
- * Whether something that the socket has sent has not left yet. One that is
- * closed holds no more than that: see sk_free(). It counts when the socket has
- * its page thereafter.
+ * Whether something that a socket has sent from a port has not left yet. It
+ * counts when the socket has its page thereafter.
  */
-static __always_inline bool is_sending(const struct owner *owner)
+static __always_inline bool is_sending(const struct owner *owner, __u16 port)
 {
 	struct sock *sk = (void *)owner->sk;
 
-	return BPF_CORE_READ(sk, sk_wmem_alloc.refs.counter) > 1;
+	return has_unsent(sk) && local_port(sk) == port;
+}
+
+/* Whether the socket has no longer the port that it is booked with. */
+static __always_inline bool has_left(const struct owner *owner, __u16 port)
+{
+	struct sock *sk = (void *)owner->sk;
+	__u16 num;
+
+	return !BPF_CORE_READ_INTO(&num, sk, __sk_common.skc_num) &&
+	       num != port;
 }
 
 /*
@@ -192,17 +237,21 @@ static __always_inline void book_connection(struct sock *sk, __u8 proto)
 	if (!read_socket(sk, proto, &key))
 		return;
 	if (!set_owner(&owner, sk)) {
+		forget_socket(sk);
 		bpf_map_delete_elem(&connections, &key);
 		return;
 	}
 
-	entries = entries_of(owner.sk);
+	if (proto == IPPROTO_TCP) {
+		entries = begin_page(owner.sk);
+		owner.isn = initial_sequence(sk);
+	} else { /* it has its port */
+		entries = entries_of(owner.sk);
+	}
 	if (!entries)
 		return;
 	owner.since = entries->since;
 	erase(&connections, &entries->connection, owner.sk);
-	if (proto == IPPROTO_TCP)
-		owner.isn = initial_sequence(sk);
 	book_paths(owner.sk, owner.since);
 	bpf_map_update_elem(&connections, &key, &owner, BPF_ANY);
 	entries->connection = key;
@@ -220,9 +269,9 @@ static __always_inline void read_port(struct sock *sk, __u8 proto,
 
 /* Whether nobody else uses the slot any more. */
 static __always_inline bool is_free(const struct owner *taken,
-				    const struct owner *owner)
+				    const struct owner *owner, __u16 port)
 {
-	return (taken->closed && !is_sending(taken)) ||
+	return (taken->closed && !is_sending(taken, port)) ||
 	       taken->sk == owner->sk || !has_page(taken);
 }
 
@@ -241,7 +290,7 @@ static __always_inline bool take_slot(struct port_key *key,
 		if (!bpf_map_update_elem(&ports, key, owner, BPF_NOEXIST))
 			return true;
 		taken = bpf_map_lookup_elem(&ports, key);
-		if (taken && is_free(taken, owner))
+		if (taken && is_free(taken, owner, key->local.local_port))
 			return !bpf_map_update_elem(&ports, key, owner,
 						    BPF_ANY);
 	}
@@ -258,14 +307,17 @@ static __always_inline void book_port(struct sock *sk, __u8 proto)
 	struct entries *entries;
 
 	read_port(sk, proto, &key);
-	if (!key.local.local_port || !set_owner(&owner, sk))
+	if (!key.local.local_port)
 		return;
+	if (!set_owner(&owner, sk)) {
+		forget_socket(sk);
+		return;
+	}
 
-	entries = entries_of(owner.sk);
+	entries = begin_page(owner.sk);
 	if (!entries)
 		return;
 	owner.since = entries->since;
-	erase(&ports, &entries->port, owner.sk);
 	owner.doubtful = shares_port(sk, proto) &&
 			 (has_older(&key.local, AF_INET, owner.sk) ||
 			  has_older(&key.local, AF_INET6, owner.sk));
@@ -314,27 +366,18 @@ static __always_inline struct owner *booked_connection(__u64 sk)
 /* The socket gives up its port: what comes there is not for it any more. */
 static __always_inline void close_port(struct sock *sk)
 {
-	struct owner *port = booked_port((__u64)sk);
-	struct owner *connection = booked_connection((__u64)sk);
+	struct owner *port, *connection;
 
+	if (!has_unsent(sk)) {
+		forget_socket(sk);
+		return;
+	}
+	port = booked_port((__u64)sk);
 	if (port)
 		port->closed = true;
+	connection = booked_connection((__u64)sk);
 	if (connection)
 		connection->closed = true;
-}
-
-/* Nothing of the socket is left, and nothing that it has sent. */
-static __always_inline void forget_socket(struct sock *sk)
-{
-	__u64 address = (__u64)sk;
-	struct entries *entries = bpf_map_lookup_elem(&sockets, &address);
-
-	if (!entries)
-		return;
-	erase(&connections, &entries->connection, address);
-	erase(&ports, &entries->port, address);
-	forget_paths(address);
-	bpf_map_delete_elem(&sockets, &address);
 }
 
 /*

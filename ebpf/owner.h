@@ -44,7 +44,7 @@ static __always_inline struct owner *find_connection(const struct tuple *t,
 
 	if (!owner || owner->closed || !has_page(owner))
 		return NULL;
-	if (a->egress && owner->isn != a->seq)
+	if (a->egress ? owner->isn != a->seq : has_left(owner, t->local_port))
 		return NULL;
 	return owner;
 }
@@ -156,13 +156,13 @@ struct {
 } senders SEC(".maps");
 
 static __always_inline void consider(struct senders *found, struct owner *owner,
-				     __u8 version)
+				     const struct tuple *t)
 {
 	bool sending;
 
-	if (!owner || (owner->ipv6only && version == 4))
+	if (!owner || (owner->ipv6only && t->version == 4))
 		return;
-	sending = is_sending(owner);
+	sending = is_sending(owner, t->local_port);
 	if (!has_page(owner))
 		return;
 	if (owner->crowded)
@@ -182,11 +182,12 @@ static __always_inline void consider(struct senders *found, struct owner *owner,
 }
 
 static __always_inline void consider_port(struct senders *found,
-					  struct port_key *key, __u8 version)
+					  struct port_key *key,
+					  const struct tuple *t)
 {
 	for (int i = 0; i < MAX_SHARED; i++) {
 		key->slot = i;
-		consider(found, bpf_map_lookup_elem(&ports, key), version);
+		consider(found, bpf_map_lookup_elem(&ports, key), t);
 	}
 }
 
@@ -210,15 +211,15 @@ static __always_inline struct owner *find_sender(const struct tuple *t)
 	found->sk = 0;
 	found->sending = found->several = found->crowded = false;
 
-	consider(found, bpf_map_lookup_elem(&connections, t), t->version);
+	consider(found, bpf_map_lookup_elem(&connections, t), t);
 	__builtin_memset(&key.local.remote, 0, sizeof(key.local.remote));
 	key.local.remote_port = 0;
-	consider_port(found, &key, t->version);
+	consider_port(found, &key, t);
 	__builtin_memset(&key.local.local, 0, sizeof(key.local.local));
-	consider_port(found, &key, t->version);
+	consider_port(found, &key, t);
 	if (t->version == 4) {
 		key.local.version = 6; /* a dual-stack socket */
-		consider_port(found, &key, t->version);
+		consider_port(found, &key, t);
 	}
 	if (!found->sk || found->several || found->crowded)
 		return NULL;

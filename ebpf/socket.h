@@ -136,6 +136,15 @@ static __always_inline bool is_ipv6only(struct sock *sk)
 	return BPF_CORE_READ_BITFIELD_PROBED(sk, __sk_common.skc_ipv6only);
 }
 
+/*
+ * Whether something that the socket has sent has not left the stack. A socket
+ * that is closed stays until it has: see sk_free().
+ */
+static __always_inline bool has_unsent(struct sock *sk)
+{
+	return BPF_CORE_READ(sk, sk_wmem_alloc.refs.counter) > 1;
+}
+
 /* Of those that take what comes to one port by turns (SO_REUSEPORT). */
 static __always_inline bool is_of_group(struct sock *sk)
 {
