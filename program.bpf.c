@@ -47,8 +47,9 @@ int network(struct __sk_buff *skb)
 
 	find_owner(skb, report);
 	if (wants_process(&report->found.proc, report->found.known) &&
-	    !is_withheld(report))
-		send_report(skb, space);
+	    !is_withheld(report) && !send_report(skb, space) &&
+	    report->suppressed)
+		untell_withheld(report);
 	return 0;
 }
 

@@ -115,7 +115,8 @@ static __always_inline void set_paths(struct event *event,
 	__builtin_memcpy(event->exepath, booked->exepath, PATH_LEN);
 }
 
-static __always_inline void send_event(void *ctx, struct event *event)
+/* False: the event is lost. */
+static __always_inline bool send_event(void *ctx, struct event *event)
 {
 	struct counters *counters = get_counters();
 	long err;
@@ -125,9 +126,10 @@ static __always_inline void send_event(void *ctx, struct event *event)
 	if (counters)
 		__sync_fetch_and_add(
 			err ? &counters->lost : &counters->reported, 1);
+	return !err;
 }
 
-static __always_inline void send_report(void *ctx, struct workspace *space)
+static __always_inline bool send_report(void *ctx, struct workspace *space)
 {
 	struct report *report = &space->report;
 	struct event *event = &space->event;
@@ -139,7 +141,7 @@ static __always_inline void send_report(void *ctx, struct workspace *space)
 	event->proc = report->found.proc;
 	if (paths)
 		set_paths(event, &report->found);
-	send_event(ctx, event);
+	return send_event(ctx, event);
 }
 
 #endif

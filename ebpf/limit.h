@@ -148,6 +148,22 @@ static __always_inline void withhold(const struct limit_key *key,
 	place->count++;
 }
 
+/* The event that would have told was lost: another one will. */
+static __always_inline void untell_withheld(const struct report *report)
+{
+	struct limit_key key = {};
+	struct withheld *w;
+
+	set_limit_key(&key, report);
+	for (int i = 0; i < WITHHELD_PROBES; i++) {
+		w = probe(&key, i);
+		if (!w || !is_key(&w->key, &key))
+			continue;
+		w->count += report->suppressed;
+		return;
+	}
+}
+
 /*
  * Whether the owner's limit holds the attempt back. If not, the report tells
  * what was held back before it.
@@ -183,14 +199,17 @@ __noinline int report_withheld(struct bpf_perf_event_data *ctx, __u32 place)
 	struct workspace *space = get_workspace(IN_CLOCK);
 	struct counters *counters = get_counters();
 	struct withheld *w = bpf_map_lookup_elem(&withheld, &place);
+	__u32 others;
 
 	if (!space || !counters || !w || !w->count)
 		return 0;
+	others = w->count - 1;
 	space->report = w->last;
-	space->report.suppressed = w->count - 1;
+	space->report.suppressed = others;
 	w->count = 0;
 	__sync_fetch_and_add(&counters->withheld, -1);
-	send_report(ctx, space);
+	if (!send_report(ctx, space))
+		w->count = others;
 	return 0;
 }
 

@@ -21,8 +21,8 @@ type Summary struct {
 	ReaderLost uint64
 
 	// Owners are those whose attempts were withheld, most of them first. Together
-	// they have Withheld, or fewer: an event that would have told is lost, or
-	// attempts of too many owners were withheld at once.
+	// they have Withheld, or fewer: attempts of too many owners were withheld at
+	// once.
 	Owners []Withheld
 }
 

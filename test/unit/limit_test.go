@@ -113,3 +113,36 @@ func TestTheNextEventTellsWhatWasWithheld(t *testing.T) {
 		t.Errorf("of %d packets the gadget counts %+v, and its event tells of %d that were withheld", sent, got, told)
 	}
 }
+
+// TestWhatALostEventWouldHaveToldTheNextOneTells has the kernel refuse events:
+// there is no ring.
+func TestWhatALostEventWouldHaveToldTheNextOneTells(t *testing.T) {
+	stayOnOneCPU(t)
+	p := between(protoTCP, there4, here4)
+	g := load(t, parameters{"rate_limit": uint32(10)})
+	told, sent := uint64(0), uint64(0)
+	floodUntil := func(done func(counted) bool) {
+		t.Helper()
+		for end := time.Now().Add(patience); !done(g.counted(t)); sent++ {
+			if time.Now().After(end) {
+				t.Fatalf("of %d packets the gadget counts %+v", sent, g.counted(t))
+			}
+			for _, e := range g.flood(t, p, 1) {
+				told += e.Suppressed
+			}
+		}
+	}
+	floodUntil(func(c counted) bool { return c.withheld > 0 })
+	if err := g.reader.Pause(); err != nil {
+		t.Fatal(err)
+	}
+	floodUntil(func(c counted) bool { return c.lost > 0 })
+	if err := g.reader.Resume(); err != nil {
+		t.Fatal(err)
+	}
+	floodUntil(func(counted) bool { return told > 0 })
+	got := g.counted(t)
+	if got.withheld != told || got.reported+got.lost+told != sent {
+		t.Errorf("of %d packets the gadget counts %+v, and its event tells of %d that were withheld", sent, got, told)
+	}
+}
