@@ -170,7 +170,7 @@ func TestTheTableIsWrittenWhenItIsWholeAndGreen(t *testing.T) {
 	b, err := os.ReadFile(file)
 	text := string(b)
 	if err != nil || !strings.HasPrefix(text, "before\n"+begin+header+"\n| 9.9 |") || !strings.HasSuffix(text, end+"after\n") ||
-		!strings.Contains(text, "it took 3m0s") || strings.Contains(text, "old\n") {
+		!strings.Contains(text, "the runs took 3m0s") || strings.Contains(text, "old\n") {
 		t.Errorf("wanted the table between the marks, got %v\n%s", err, text)
 	}
 	if err := os.WriteFile(file, []byte("no marks\n"), 0o644); err != nil {

@@ -64,7 +64,7 @@ func (o options) test(ctx context.Context, out io.Writer) error {
 	}
 	var rows []row
 	for i, k := range kernels {
-		fmt.Fprintf(out, "kernel %s, %d of %d: %s of %s, some 10 minutes where nothing but QEMU's own emulation runs it\n",
+		fmt.Fprintf(out, "kernel %s, %d of %d: %s of %s, 20 to 50 minutes where nothing but QEMU's own emulation runs it\n",
 			k.Name, i+1, len(kernels), k.Package, k.Suite)
 		r, err := testKernel(ctx, goTest(ctx, k.Name, o.run, o.flags), k, digest, out)
 		if err != nil {

@@ -88,8 +88,8 @@ func table(rows []row, digest string) string {
 		fmt.Fprintln(&b, r)
 		took += r.Took
 	}
-	fmt.Fprintf(&b, "\nImage `%s` under each. On %d CPUs, one kernel after the other, it took %s.\n",
-		digest, runtime.NumCPU(), took.Round(time.Minute))
+	fmt.Fprintf(&b, "\nImage `%s` under each. Together the runs took %s, on %d CPUs.\n",
+		digest, took.Round(time.Minute), runtime.NumCPU())
 	return b.String()
 }
 
