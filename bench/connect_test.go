@@ -5,6 +5,7 @@
 package bench
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -20,11 +21,11 @@ import (
 )
 
 const (
-	// rounds go through all the ways by turns, so that what else the machine
-	// does falls on all of them alike; the median of a way's rounds counts.
-	rounds = 9
+	// rounds go through all the ways by turns, and are short, so that what else
+	// the machine does falls on all of them alike; the medians of the rounds count.
+	rounds = 51
 	// connects of one round of one way.
-	connects = 2000
+	connects = 300
 )
 
 // way is something that is attached while connects are measured.
@@ -63,16 +64,18 @@ func BenchmarkConnect(b *testing.B) {
 			}
 		}
 	}
-	bare := median(times[0])
 	for i, w := range ways {
-		took := median(times[i])
-		fmt.Printf("connect  %-22s %8d ns  %.2f of bare\n", w.name, took.Nanoseconds(), float64(took)/float64(bare))
+		ratios := make([]float64, 0, len(times[i]))
+		for round, took := range times[i] {
+			ratios = append(ratios, float64(took)/float64(times[0][round]))
+		}
+		fmt.Printf("connect  %-22s %8d ns  %.2f of bare\n", w.name, median(times[i]).Nanoseconds(), median(ratios))
 	}
 }
 
-func median(times []time.Duration) time.Duration {
-	slices.Sort(times)
-	return times[len(times)/2]
+func median[T cmp.Ordered](values []T) T {
+	sorted := slices.Sorted(slices.Values(values))
+	return sorted[len(sorted)/2]
 }
 
 // measure returns the time of one connect().
