@@ -5,11 +5,11 @@
 // unless all are green: every test that was not skipped passed, on the image that
 // this command was built with.
 //
-//	go run ./test/kernels [-run REGEXP] [-rows DIR] [-readme FILE] [KERNEL...]
+//	go run ./test/kernels [-run REGEXP] [-rows DIR] [-readme FILE] [-only-table] [KERNEL...]
 //
 // The kernels are those of vm.Kernels, by name; none: all of them. With -readme,
 // the table is written into FILE, from the rows in DIR that other runs left, too:
-// it has every kernel, or it is not written.
+// it has every kernel, or it is not written. With -only-table nothing else is done.
 package main
 
 import (
@@ -31,6 +31,7 @@ import (
 
 type options struct {
 	run, flags, rows, readme string
+	onlyTable                bool
 	kernels                  []string
 }
 
@@ -42,6 +43,7 @@ func main() {
 	flag.StringVar(&o.flags, "flags", "", "flags of the tests, such as \"-attempts 3000 -packets 20000\" for a quick run")
 	flag.StringVar(&o.rows, "rows", "build/kernels", "folder for the rows of the table")
 	flag.StringVar(&o.readme, "readme", "", "file to write the table of all kernels into, between its marks")
+	flag.BoolVar(&o.onlyTable, "only-table", false, "run nothing, write the table from the rows that are there")
 	flag.Parse()
 	o.kernels = flag.Args()
 	if err := o.test(ctx, os.Stdout); err != nil {
@@ -54,11 +56,30 @@ func main() {
 var errRed = errors.New("not every kernel is green")
 
 func (o options) test(ctx context.Context, out io.Writer) error {
-	kernels, err := choose(vm.Kernels(), o.kernels)
+	digest, err := image.Digest()
 	if err != nil {
 		return err
 	}
-	digest, err := image.Digest()
+	if o.onlyTable && o.readme == "" {
+		return errors.New("-only-table has no file for the table: name one with -readme")
+	}
+	if !o.onlyTable {
+		if err := o.testAll(ctx, out, digest); err != nil {
+			return err
+		}
+	}
+	if o.readme == "" {
+		return nil
+	}
+	all, err := load(o.rows, vm.Kernels(), digest)
+	if err != nil {
+		return err
+	}
+	return write(o.readme, table(all, digest))
+}
+
+func (o options) testAll(ctx context.Context, out io.Writer, digest string) error {
+	kernels, err := choose(vm.Kernels(), o.kernels)
 	if err != nil {
 		return err
 	}
@@ -80,14 +101,7 @@ func (o options) test(ctx context.Context, out io.Writer) error {
 	if slices.ContainsFunc(rows, func(r row) bool { return !r.green() }) {
 		return errRed
 	}
-	if o.readme == "" {
-		return nil
-	}
-	all, err := load(o.rows, vm.Kernels(), digest)
-	if err != nil {
-		return err
-	}
-	return write(o.readme, table(all, digest))
+	return nil
 }
 
 // choose returns the kernels with these names, in the order of the table.
