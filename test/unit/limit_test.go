@@ -94,55 +94,65 @@ func stayOnOneCPU(t *testing.T) {
 	}
 }
 
+// flooder gives the program one packet again and again, on one CPU.
+type flooder struct {
+	*gadget
+	packet packet
+
+	sent uint64 // packets
+	told uint64 // attempts that were withheld, by the events
+}
+
+// until goes on until a condition holds, which a token of the bucket can take.
+func (f *flooder) until(t *testing.T, done func(counted) bool) {
+	t.Helper()
+	for end := time.Now().Add(patience); !done(f.counted(t)); f.sent++ {
+		if time.Now().After(end) {
+			t.Fatalf("of %d packets the gadget counts %+v, and its events tell of %d that were withheld", f.sent, f.counted(t), f.told)
+		}
+		for _, e := range f.flood(t, f.packet, 1) {
+			f.told += e.Suppressed
+		}
+	}
+}
+
+// check compares the counters with what was sent and told.
+func (f *flooder) check(t *testing.T) {
+	t.Helper()
+	if got := f.counted(t); got.withheld != f.told || got.reported+got.lost+f.told != f.sent {
+		t.Errorf("of %d packets the gadget counts %+v, and its events tell of %d that were withheld", f.sent, got, f.told)
+	}
+}
+
+func newFlooder(t *testing.T) *flooder {
+	t.Helper()
+	stayOnOneCPU(t)
+	return &flooder{gadget: load(t, parameters{"rate_limit": uint32(10)}), packet: between(protoTCP, there4, here4)}
+}
+
 // TestTheNextEventTellsWhatWasWithheld goes on until the owner's bucket has a
 // token again.
 func TestTheNextEventTellsWhatWasWithheld(t *testing.T) {
-	stayOnOneCPU(t)
-	p := between(protoTCP, there4, here4)
-	g := load(t, parameters{"rate_limit": uint32(10)})
-	told, sent := uint64(0), uint64(0)
-	for end := time.Now().Add(patience); told == 0; sent++ {
-		if time.Now().After(end) {
-			t.Fatalf("of %d packets %+v, and no event tells of those that were withheld", sent, g.counted(t))
-		}
-		for _, e := range g.flood(t, p, 1) {
-			told += e.Suppressed
-		}
-	}
-	if got := g.counted(t); got.withheld != told || got.reported+told != sent {
-		t.Errorf("of %d packets the gadget counts %+v, and its event tells of %d that were withheld", sent, got, told)
+	f := newFlooder(t)
+	f.until(t, func(counted) bool { return f.told > 0 })
+	f.check(t)
+	if got := f.counted(t); got.lost != 0 {
+		t.Errorf("the gadget counts %+v, want none lost", got)
 	}
 }
 
 // TestWhatALostEventWouldHaveToldTheNextOneTells has the kernel refuse events:
 // there is no ring.
 func TestWhatALostEventWouldHaveToldTheNextOneTells(t *testing.T) {
-	stayOnOneCPU(t)
-	p := between(protoTCP, there4, here4)
-	g := load(t, parameters{"rate_limit": uint32(10)})
-	told, sent := uint64(0), uint64(0)
-	floodUntil := func(done func(counted) bool) {
-		t.Helper()
-		for end := time.Now().Add(patience); !done(g.counted(t)); sent++ {
-			if time.Now().After(end) {
-				t.Fatalf("of %d packets the gadget counts %+v", sent, g.counted(t))
-			}
-			for _, e := range g.flood(t, p, 1) {
-				told += e.Suppressed
-			}
-		}
-	}
-	floodUntil(func(c counted) bool { return c.withheld > 0 })
-	if err := g.reader.Pause(); err != nil {
+	f := newFlooder(t)
+	f.until(t, func(c counted) bool { return c.withheld > 0 })
+	if err := f.reader.Pause(); err != nil {
 		t.Fatal(err)
 	}
-	floodUntil(func(c counted) bool { return c.lost > 0 })
-	if err := g.reader.Resume(); err != nil {
+	f.until(t, func(c counted) bool { return c.lost > 0 })
+	if err := f.reader.Resume(); err != nil {
 		t.Fatal(err)
 	}
-	floodUntil(func(counted) bool { return told > 0 })
-	got := g.counted(t)
-	if got.withheld != told || got.reported+got.lost+told != sent {
-		t.Errorf("of %d packets the gadget counts %+v, and its event tells of %d that were withheld", sent, got, told)
-	}
+	f.until(t, func(counted) bool { return f.told > 0 })
+	f.check(t)
 }
