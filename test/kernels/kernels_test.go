@@ -180,3 +180,10 @@ func TestTheTableIsWrittenWhenItIsWholeAndGreen(t *testing.T) {
 		t.Errorf("wanted an error for a file without marks, got %v", err)
 	}
 }
+
+func TestATableNeedsAFile(t *testing.T) {
+	err := options{onlyTable: true}.test(t.Context(), io.Discard)
+	if err == nil || !strings.Contains(err.Error(), "name one with -readme") {
+		t.Errorf("wanted an error that says what to name, got %v", err)
+	}
+}

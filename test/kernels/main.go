@@ -56,12 +56,12 @@ func main() {
 var errRed = errors.New("not every kernel is green")
 
 func (o options) test(ctx context.Context, out io.Writer) error {
+	if o.onlyTable && o.readme == "" {
+		return errors.New("-only-table has no file for the table: name one with -readme")
+	}
 	digest, err := image.Digest()
 	if err != nil {
 		return err
-	}
-	if o.onlyTable && o.readme == "" {
-		return errors.New("-only-table has no file for the table: name one with -readme")
 	}
 	if !o.onlyTable {
 		if err := o.testAll(ctx, out, digest); err != nil {
