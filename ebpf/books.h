@@ -62,8 +62,9 @@ struct port_key {
  * Where a socket stands in the books, or stood last: its page. The page of one
  * that is gone can still be there. No kprobe runs in a softirq that interrupts
  * another one (kprobe_ftrace_handler()), and that is where many sockets are
- * destroyed; those by which a socket gets or gives up its port run in system
- * calls, and are not missed.
+ * destroyed; and none runs its program where a preemptible kernel has stopped
+ * a bpf() call that reads a value (bpf_prog_active), which can be where a
+ * socket gives up its port. So an entry alone proves nothing: has_left().
  */
 struct entries {
 	__u64 since; /* ns since the boot; tells sockets of one address apart */
@@ -123,6 +124,13 @@ static __always_inline struct entries *entries_of(__u64 sk)
 	return entries;
 }
 
+static __always_inline void erase_entries(const struct entries *entries,
+					  __u64 sk)
+{
+	erase(&connections, &entries->connection, sk);
+	erase(&ports, &entries->port, sk);
+}
+
 /*
  * A page for a socket that has no place in the books, whatever one of the same
  * address has left there.
@@ -133,8 +141,7 @@ static __always_inline struct entries *begin_page(__u64 sk)
 
 	if (!entries)
 		return NULL;
-	erase(&connections, &entries->connection, sk);
-	erase(&ports, &entries->port, sk);
+	erase_entries(entries, sk);
 	entries->since = bpf_ktime_get_ns();
 	return entries;
 }
@@ -147,8 +154,7 @@ static __always_inline void forget_socket(struct sock *sk)
 
 	if (!entries)
 		return;
-	erase(&connections, &entries->connection, address);
-	erase(&ports, &entries->port, address);
+	erase_entries(entries, address);
 	forget_paths(address);
 	bpf_map_delete_elem(&sockets, &address);
 }
@@ -245,13 +251,14 @@ static __always_inline void book_connection(struct sock *sk, __u8 proto)
 	if (proto == IPPROTO_TCP) {
 		entries = begin_page(owner.sk);
 		owner.isn = initial_sequence(sk);
-	} else { /* it has its port */
+	} else { /* it has its port, and perhaps another peer */
 		entries = entries_of(owner.sk);
+		if (entries)
+			erase(&connections, &entries->connection, owner.sk);
 	}
 	if (!entries)
 		return;
 	owner.since = entries->since;
-	erase(&connections, &entries->connection, owner.sk);
 	book_paths(owner.sk, owner.since);
 	bpf_map_update_elem(&connections, &key, &owner, BPF_ANY);
 	entries->connection = key;

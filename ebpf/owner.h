@@ -62,13 +62,14 @@ struct question {
  * net/ipv4/udp.c and net/ipv4/inet_hashtables.c have it: what is bound to
  * another interface, or connected to another peer, receives nothing.
  */
-static __always_inline bool takes_part(const struct owner *owner,
+static __always_inline bool takes_part(const struct owner *owner, __u16 port,
 				       struct question *q)
 {
 	int leads;
 
 	if (owner->closed || owner->connected ||
-	    (owner->ipv6only && q->version == 4) || !has_page(owner))
+	    (owner->ipv6only && q->version == 4) || !has_page(owner) ||
+	    has_left(owner, port))
 		return false;
 	if (!owner->device || owner->device == q->device)
 		return true;
@@ -104,7 +105,7 @@ static __always_inline struct owner *find_shared(struct port_key *key,
 			continue;
 		if (owner->crowded)
 			q->doubtful = true;
-		if (takes_part(owner, q) &&
+		if (takes_part(owner, key->local.local_port, q) &&
 		    (!found || goes_before(owner, found)))
 			found = owner;
 	}

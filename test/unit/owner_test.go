@@ -418,6 +418,47 @@ func (w *wire) seen(g *gadget, p packet, egress bool) ([]event, error) {
 	return slices.DeleteFunc(got, func(e event) bool { return isSentinel(e) || e.Egress != egress }), err
 }
 
+// TestBookedSocketIsNamedWhileItHasThePort books sockets with their port, and
+// with another, as if the call by which they gave it up had been missed.
+func TestBookedSocketIsNamedWhileItHasThePort(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		socket realSocket
+	}{
+		{"a UDP server", realSocket{proto: protoUDP, local: here4}},
+		{"a UDP server of every address", realSocket{proto: protoUDP, local: any4}},
+		{"a dual-stack UDP server", realSocket{proto: protoUDP, local: any6}},
+		{"a UDP client", realSocket{proto: protoUDP, local: here4, remote: there4}},
+		{"a listener", realSocket{proto: protoTCP, local: here4, listens: true}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			e := c.socket.entry(t)
+			e.remote = c.socket.remote
+			for _, has := range []bool{true, false} {
+				g := load(t, nil)
+				p := between(e.proto, there4, here4)
+				if !has {
+					p.dport = otherPort4.Port()
+					e.local = netip.AddrPortFrom(e.local.Addr(), p.dport)
+				}
+				if e.remote.IsValid() {
+					g.bookConnection(t, e)
+				} else {
+					g.bookPort(t, e)
+				}
+				want := p.event(false, e.netns)
+				if has {
+					want.Proc = e.owner
+				}
+				got, err := g.verdict(p.frame(), e.netns)
+				if err := errors.Join(err, difference(p.frame(), got, []event{want})); err != nil {
+					t.Errorf("has the port: %t: %v", has, err)
+				}
+			}
+		})
+	}
+}
+
 // The ways in which an attempt gets its owner.
 func ways() map[string]func(tb testing.TB, g *gadget, netns uint32, p packet, by process) {
 	book := func(change func(*entry)) func(testing.TB, *gadget, uint32, packet, process) {
