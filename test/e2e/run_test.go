@@ -54,7 +54,8 @@ func TestNoEventIsMissingOrExtraWhenARunEndsAtOnce(t *testing.T) {
 	a := local(t)
 	for range 3 {
 		var truth []want
-		events := watch(t, gadget.Options{NetNSOf: a.netNSOf()}, func() {
+		o := gadget.Options{NetNSOf: a.netNSOf(), Params: map[string]string{"rate-limit": "0"}}
+		events := watch(t, o, func() {
 			truth = a.make(t, []call{datagrams(500)})
 		})
 		compare(t, events, truth)
