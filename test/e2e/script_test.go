@@ -16,7 +16,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 )
@@ -93,7 +92,7 @@ func mistake(ts *testscript.TestScript, neg bool, args []string) {
 		program, err = exec.LookPath(args[3])
 	}
 	ts.Check(err)
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute) // in which a mistake is told, or never
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, program, args[4:]...)
 	cmd.Dir = "/"

@@ -12,8 +12,9 @@ import (
 	"gadget.example/network/internal/gadget"
 )
 
-// limit bounds one run of the gadget, and is no part of any result.
-const limit = 5 * time.Minute
+// limit bounds one run of the gadget, and is no part of any result: a machine
+// that emulates another, and has more to do, takes a minute to start one.
+const limit = 15 * time.Minute
 
 // watch runs the gadget while traffic runs, and returns the events between the
 // tests' own addresses.
