@@ -150,10 +150,19 @@ test-image: build ## pass the tests of the image: digest, metadata, registry, er
 	@$(ASK_ROOT) "ig keeps images in /var/lib/ig"
 	@$(GO_TEST) $(AS_ROOT) ./test/image | $(REPORT)
 
+# The name of one e2e test, which is then run with all that it logs. E2E_FLAGS are
+# the tests' own: "-attempts 3000 -packets 20000" makes a quick run.
+RUN ?=
+E2E_FLAGS ?=
+
 .PHONY: test-e2e
-test-e2e: build ## pass the tests with real traffic, in a VM where this machine cannot
+test-e2e: build ## pass the tests with real traffic, in a VM where this machine cannot (RUN=TestWho: one, and its numbers)
 	@$(ASK_ROOT) "the tests load eBPF programs"
-	@$(GO_TEST) -timeout 60m $(AS_ROOT) ./test/e2e | $(REPORT)
+ifeq ($(RUN),)
+	@$(GO_TEST) -timeout 60m $(AS_ROOT) ./test/e2e $(E2E_FLAGS) | $(REPORT)
+else
+	@$(filter-out -json,$(GO_TEST)) -timeout 60m -v -run '^$(RUN)$$' $(AS_ROOT) ./test/e2e $(E2E_FLAGS)
+endif
 
 .PHONY: who-by-port
 who-by-port: build ## score who for comparison: by the local port alone, as ig's own gadgets look it up
@@ -165,15 +174,12 @@ who-by-port: build ## score who for comparison: by the local port alone, as ig's
 	rm -rf $(BUILD)/by-port; mkdir $(BUILD)/by-port; tar -xf $(BUILD)/by-port.tar -C $(BUILD)/by-port; \
 	sed -i 's/network-by-port:latest/network:latest/' $(BUILD)/by-port/index.json; \
 	tar -cf $(BUILD)/by-port.tar -C $(BUILD)/by-port .
-	@IMAGE_FILE=$(BUILD)/by-port.tar CGO_ENABLED=0 IG='$(IG)' go test -trimpath -count=1 -timeout 60m -v \
-		-run 'TestWho$$' $(AS_ROOT) ./test/e2e -compared
+	@IMAGE_FILE=$(BUILD)/by-port.tar $(MAKE) --no-print-directory test-e2e RUN=TestWho E2E_FLAGS=-compared
 
 # Names of kernels (see build/boot --help); none: all of them. TABLE=README.md
-# writes the table of all of them there, when they are green. E2E_FLAGS are the
-# tests' own: "-attempts 3000 -packets 20000" makes a quick run.
+# writes the table of all of them there, when they are green.
 KERNELS ?=
 TABLE ?=
-E2E_FLAGS ?=
 # The architectures of those that this machine does not have.
 FOREIGN = $(filter-out $(shell go env GOARCH),$(if $(KERNELS),$(sort \
 	$(foreach kernel,$(KERNELS),$(if $(filter %-arm64,$(kernel)),arm64,amd64))),amd64 arm64))
