@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"fmt"
+	"net/netip"
 
 	"github.com/vishvananda/netlink"
 
@@ -138,9 +139,22 @@ func unresolved(s *stage, name string) {
 		answer := s.forgetNeighbour()
 		reports := s.perform(acts)
 		answer()
+		spareShared(acts, reports)
 		s.settle(name, acts, reports)
 	}
 	s.shut(server)
+}
+
+// spareShared lets acts be nobody's that had one source: the kernel gives a port
+// to the next one as soon as its socket is closed.
+func spareShared(acts []act, reports []attempt.Report) {
+	sharers := map[netip.AddrPort]int{}
+	for _, r := range reports {
+		sharers[r.Src]++
+	}
+	for i, r := range reports {
+		acts[i].spared = sharers[r.Src] > 1
+	}
 }
 
 // takenUnresolved does the same from sources that another process uses before
