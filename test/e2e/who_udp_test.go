@@ -4,7 +4,7 @@ package e2e
 
 import (
 	"fmt"
-	"net/netip"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 
@@ -145,15 +145,13 @@ func unresolved(s *stage, name string) {
 	s.shut(server)
 }
 
-// spareShared lets acts be nobody's that had one source: the kernel gives a port
-// to the next one as soon as its socket is closed.
+// spareShared lets acts be nobody's that had one source with another process's:
+// the kernel gives a port to the next one as soon as its socket is closed.
 func spareShared(acts []act, reports []attempt.Report) {
-	sharers := map[netip.AddrPort]int{}
-	for _, r := range reports {
-		sharers[r.Src]++
-	}
-	for i, r := range reports {
-		acts[i].spared = sharers[r.Src] > 1
+	for i, mine := range reports {
+		acts[i].spared = slices.ContainsFunc(reports, func(r attempt.Report) bool {
+			return r.Src == mine.Src && r.Process != mine.Process
+		})
 	}
 }
 
