@@ -50,7 +50,7 @@ func parseRunFlags(cmd *cobra.Command, args []string) (*runFlags, error) {
 	first.ParseErrorsAllowlist.UnknownFlags = true
 	first.SetOutput(io.Discard)
 	if err := first.Parse(args); err != nil && !errors.Is(err, pflag.ErrHelp) {
-		return nil, withHint(err)
+		return nil, mistake(err)
 	}
 	help := slices.Contains(args, "-h") || slices.Contains(args, "--help")
 	cmd.Flags().AddFlagSet(f.ownFlags())
@@ -113,7 +113,7 @@ func addParams(flags *pflag.FlagSet, all params.Params) {
 type paramValue struct{ *params.Param }
 
 func (v *paramValue) Set(value string) error {
-	if err := v.Validate(value); err != nil {
+	if err := gadget.CheckValue(v.ParamDesc, value); err != nil {
 		return err
 	}
 	return v.Param.Set(value)
@@ -121,10 +121,13 @@ func (v *paramValue) Set(value string) error {
 
 func (f *runFlags) parse(flags *pflag.FlagSet, args []string) error {
 	if err := flags.Parse(args); err != nil {
-		return withHint(err)
+		return mistake(err)
 	}
 	if flags.NArg() > 0 {
 		return fmt.Errorf("what does %q mean? A command to run follows --", flags.Arg(0))
+	}
+	if f.timeout < 0 {
+		return fmt.Errorf("--timeout %s: at least 0", f.timeout)
 	}
 	f.options.Params = maps.Clone(defaults)
 	maps.Copy(f.options.Params, setParams(flags))
@@ -142,6 +145,17 @@ func setParams(flags *pflag.FlagSet) map[string]string {
 	return values
 }
 
-func withHint(err error) error {
-	return fmt.Errorf("%w; `netgadget run --help` lists the flags", err)
+// mistake says what is wrong on the command line: of a value what a parameter's
+// mistake says, of anything else where to look.
+func mistake(err error) error {
+	var invalid *pflag.InvalidValueError
+	if !errors.As(err, &invalid) {
+		return fmt.Errorf("%w; `netgadget run --help` lists the flags", err)
+	}
+	flag := invalid.GetFlag()
+	if _, ok := flag.Value.(*paramValue); ok {
+		return invalid.Unwrap()
+	}
+	own := &params.ParamDesc{Key: flag.Name, TypeHint: params.TypeHint(flag.Value.Type())}
+	return gadget.WrongValue(own, invalid.GetValue(), invalid.Unwrap())
 }

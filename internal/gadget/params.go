@@ -85,8 +85,8 @@ func (o Options) prepare(ctx context.Context) ([]operators.DataOperator, api.Par
 		if !ok {
 			continue
 		}
-		if err := apihelpers.ParamToParamDesc(p).Validate(value); err != nil {
-			return nil, nil, fmt.Errorf("--%s %q: %w", p.Key, value, err)
+		if err := CheckValue(apihelpers.ParamToParamDesc(p), value); err != nil {
+			return nil, nil, err
 		}
 		values[p.Prefix+p.Key] = value
 		delete(rest, p.Key)
@@ -182,11 +182,11 @@ func initOperator(op operators.DataOperator, values map[string]string) error {
 		if !ok {
 			continue
 		}
-		if err := p.Validate(value); err != nil {
-			return fmt.Errorf("--%s %q: %w", p.Key, value, err)
+		if err := CheckValue(p.ParamDesc, value); err != nil {
+			return err
 		}
 		if err := p.Set(value); err != nil {
-			return fmt.Errorf("--%s %q: %w", p.Key, value, err)
+			return fmt.Errorf("setting --%s: %w", p.Key, err)
 		}
 		delete(values, p.Key)
 	}
