@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"regexp"
 
 	"github.com/spf13/cobra"
 )
@@ -34,9 +35,18 @@ func status(err error) int {
 		exit = exitStatus{status: 1, err: err}
 	}
 	if exit.err != nil {
-		fmt.Fprintln(os.Stderr, "netgadget:", exit.err)
+		fmt.Fprintln(os.Stderr, "netgadget:", plain(exit.err))
 	}
 	return exit.status
+}
+
+// goFunction begins the errors of package strconv, which IG passes on: of a
+// number in a filter, for one.
+var goFunction = regexp.MustCompile(`strconv\.\w+: parsing `)
+
+// plain is an error without names of Go functions.
+func plain(err error) string {
+	return goFunction.ReplaceAllString(err.Error(), "")
 }
 
 func newRootCommand() *cobra.Command {

@@ -4,6 +4,8 @@ package main
 
 import (
 	"errors"
+	"fmt"
+	"strconv"
 	"testing"
 
 	"gadget.example/network/internal/gadget"
@@ -27,5 +29,20 @@ func TestLostEventsFailAStrictRun(t *testing.T) {
 				t.Errorf("wanted exit status %d, got %d", test.want, got)
 			}
 		})
+	}
+}
+
+func TestAnErrorNamesNoGoFunction(t *testing.T) {
+	_, number := strconv.ParseUint("abc", 10, 32)
+	for _, test := range []struct {
+		err  error
+		want string
+	}{
+		{fmt.Errorf("starting the gadget: parsing comparison value as uint: %w", number), `starting the gadget: parsing comparison value as uint: "abc": invalid syntax`},
+		{errors.New("parsing the image: no such file"), "parsing the image: no such file"},
+	} {
+		if got := plain(test.err); got != test.want {
+			t.Errorf("wanted %q\ngot    %q", test.want, got)
+		}
 	}
 }
