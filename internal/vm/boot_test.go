@@ -149,6 +149,24 @@ bpf
 	t.Logf("boot %v, command %v", result.Boot, result.Command)
 }
 
+func TestGuestHasMorePossibleProcessorsThanPresentOnes(t *testing.T) {
+	t.Parallel()
+	c := shell(t, "cd /sys/devices/system/cpu; cat possible present")
+	c.CPUs, c.MaxCPUs = 1, 3
+	want := "0-2\n0\n"
+	if !machines[c.Kernel.Arch].plugs {
+		c.MaxCPUs, want = 0, "0\n0\n"
+	}
+	var stdout bytes.Buffer
+	c.Stdout = &stdout
+	if _, err := Run(limit(t, bootLimit), c); err != nil {
+		t.Fatal(err)
+	}
+	if got := stdout.String(); got != want {
+		t.Errorf("possible and present processors of Linux %s: got %q, want %q", c.Kernel.Release, got, want)
+	}
+}
+
 func TestLargeOutputOfAKilledProgramIsComplete(t *testing.T) {
 	t.Parallel()
 	const size = 5 << 20

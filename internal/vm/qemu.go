@@ -27,15 +27,16 @@ type machine struct {
 	platform string // -machine
 	cpu      string // -cpu, where QEMU emulates it; KVM gives the guest the host's own
 	kernel   string // parameters of the kernel's
+	plugs    bool   // takes processors while it runs
 }
 
 // machines is by Go's (and Debian's) name of the architecture.
 var machines = map[string]machine{
 	// Five-level page tables, part of "max", cost an emulated guest a level in every walk.
 	// Where the host is busy, timer interrupts of an emulated guest come too late for the kernel's test of them: it panics.
-	"amd64": {"qemu-system-x86_64", "qemu-system-x86", "ttyS0", "q35", "max,la57=off", "no_timer_check"},
+	"amd64": {"qemu-system-x86_64", "qemu-system-x86", "ttyS0", "q35", "max,la57=off", "no_timer_check", true},
 	// Pointer authentication, part of "max", is dear to emulate. The newest interrupt controller that there is: KVM has the host's.
-	"arm64": {"qemu-system-aarch64", "qemu-system-arm", "ttyAMA0", "virt,gic-version=max", "cortex-a57", ""},
+	"arm64": {"qemu-system-aarch64", "qemu-system-arm", "ttyAMA0", "virt,gic-version=max", "cortex-a57", "", false},
 }
 
 func machineFor(arch string) (machine, error) {
@@ -79,17 +80,28 @@ func (m machine) computer(c Config, accel, parameters string) []string {
 	if accel == kvm {
 		cpu, engine = "host", kvm
 	}
-	return []string{
+	args := []string{
 		"-machine", m.platform,
 		"-cpu", cpu,
 		"-accel", engine,
 		"-m", strconv.Itoa(c.MemoryMiB) + "M",
-		"-smp", strconv.Itoa(c.CPUs),
+		"-smp", fmt.Sprintf("cpus=%d,maxcpus=%d", c.CPUs, c.MaxCPUs),
 		"-nodefaults", "-no-user-config", "-no-reboot",
 		"-display", "none",
 		"-kernel", c.Kernel.Image,
 		"-append", fmt.Sprintf("console=%s panic=-1 oops=panic %s %s", m.console, m.kernel, parameters),
 	}
+	if c.MaxCPUs > c.CPUs && accel == tcg {
+		args = append(args, asVMware(cpu)...)
+	}
+	return args
+}
+
+// asVMware lets Linux take an emulated computer for one of VMware's, by its serial number and a port that QEMU has too
+// (vmware_platform() in arch/x86/kernel/cpu/vmware.c). Newer kernels take a processor that is not there for possible only
+// under a hypervisor that they know (acpi_is_processor_usable() in arch/x86/kernel/acpi/boot.c), and TCG they do not.
+func asVMware(cpu string) []string {
+	return []string{"-cpu", cpu + ",hypervisor=off", "-smbios", "type=1,serial=VMware-guest"}
 }
 
 // qemu is a running QEMU.

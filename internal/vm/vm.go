@@ -47,6 +47,9 @@ type Config struct {
 	MemoryMiB int
 	// CPUs is the number of the guest's processors; default 2.
 	CPUs int
+	// MaxCPUs is the number of processors that the guest's kernel takes for possible: CPUs, its default, are there, and the
+	// rest could be plugged in, on amd64 alone.
+	MaxCPUs int
 	// Stdout and Stderr receive what the command writes, as it comes; nil discards. They are never written to at
 	// once, so both may be one writer. A Write that blocks stops the guest.
 	Stdout, Stderr io.Writer
@@ -174,6 +177,15 @@ func (c Config) complete() (Config, machine, error) {
 	}
 	if c.CPUs == 0 {
 		c.CPUs = 2
+	}
+	if c.MaxCPUs == 0 {
+		c.MaxCPUs = c.CPUs
+	}
+	if c.MaxCPUs < c.CPUs {
+		return c, m, fmt.Errorf("%d possible processors, %d present: as many have to be possible", c.MaxCPUs, c.CPUs)
+	}
+	if c.MaxCPUs > c.CPUs && !m.plugs {
+		return c, m, fmt.Errorf("%d possible processors, %d present: QEMU cannot plug any into %s", c.MaxCPUs, c.CPUs, c.Kernel.Arch)
 	}
 	if _, err := os.Stat(c.Kernel.Image); err != nil {
 		return c, m, fmt.Errorf("kernel image: %w", err)

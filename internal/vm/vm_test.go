@@ -228,6 +228,11 @@ func TestRunRefusesWhatCannotWork(t *testing.T) {
 		{name: "no command", change: func(c *Config) { c.Command = nil }, err: "no command for the guest"},
 		{name: "no kernel", change: func(c *Config) { c.Kernel.Image = "/missing" }, err: "kernel image: stat /missing"},
 		{name: "architecture", change: func(c *Config) { c.Kernel.Arch = "vax" }, err: `kernel architecture "vax"`},
+		{name: "more present than possible", change: func(c *Config) { c.CPUs, c.MaxCPUs = 4, 2 }, err: "2 possible processors, 4 present"},
+		{
+			name: "nothing to plug", err: "3 possible processors, 2 present: QEMU cannot plug any into arm64",
+			change: func(c *Config) { c.Kernel.Arch, c.MaxCPUs = "arm64", 3 },
+		},
 		{name: "module", change: func(c *Config) { c.Modules = []string{"nothing"} }, err: `kernel 9.9: no module "nothing"`},
 		{name: "file", change: func(c *Config) { c.Files = []File{{Guest: "/x", Host: "/missing"}} }, err: "lstat /missing"},
 		{name: "relative", change: func(c *Config) { c.Files = []File{{Guest: "x", Link: "y"}} }, err: "has to be absolute"},

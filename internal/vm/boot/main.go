@@ -73,6 +73,7 @@ made, panicked or did not end in time.`,
 	f.DurationVar(&o.timeout, "timeout", 5*time.Minute, "stop the machine after this time")
 	f.IntVar(&o.config.MemoryMiB, "memory", 2048, "the machine's memory in MiB")
 	f.IntVar(&o.config.CPUs, "cpus", 2, "the machine's processors")
+	f.IntVar(&o.config.MaxCPUs, "max-cpus", 0, "processors that the machine's kernel takes for possible (default: those of --cpus)")
 	f.StringVar(&o.config.Console, "console", "", "file to keep the kernel's console log in")
 	return cmd
 }
