@@ -104,6 +104,9 @@ $(BUILD)/boot: FORCE | $(BUILD)
 .PHONY: build
 build: $(BUILD)/netgadget ## build the gadget image and netgadget
 
+# These programs by the names that one types.
+build/ig build/netgadget build/boot: build/%: $(BUILD)/% ;
+
 .PHONY: run
 run: build $(BUILD)/boot ## watch this machine's attempts to talk, or a VM's where it cannot
 	@SUDO='$(SUDO)' IG='$(IG)' IMAGE='$(IMAGE)' test/run
