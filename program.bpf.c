@@ -41,8 +41,9 @@ int network(struct __sk_buff *skb)
 		return 0;
 	report = &space->report;
 	begin_report(report, skb, &attempt);
-	if (is_of_known_flow(report) || !wants_direction(attempt.egress) ||
-	    is_forwarded(skb, report) || is_copy(skb, report))
+	if (goes_on(report) || !wants_direction(attempt.egress) ||
+	    !wants_port(attempt.dport) || is_forwarded(skb, report) ||
+	    is_copy(skb, report))
 		return 0;
 
 	find_owner(skb, report);

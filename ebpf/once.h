@@ -28,11 +28,24 @@
 #define COPIES_WITHIN_NS (500 * 1000 * 1000ULL)
 #define MAX_STACKED 8 /* devices that one packet passes */
 
+/*
+ * Between two low ports (NTP, IKE, DNS): an answer comes as soon as conntrack
+ * expects it (nf_conntrack_udp_timeout), and has several datagrams at once.
+ */
+#define ANSWERED_WITHIN_NS (30 * NSEC_PER_SEC)
+#define ANSWERS_WITHIN_NS NSEC_PER_SEC
+
 const volatile __u32 attempts_max_entries = 4096;
 GADGET_PARAM(attempts_max_entries);
 
 const volatile __u32 flows_max_entries = 4096;
 GADGET_PARAM(flows_max_entries);
+
+/* Whether so much time has gone by; since may be another CPU's, and later. */
+static __always_inline bool is_past(__u64 since, __u64 time, __u64 now)
+{
+	return now > since + time;
+}
 
 /* Which packet: a key of maps, no byte is left unset. */
 struct packet_id {
@@ -89,8 +102,8 @@ static __always_inline bool is_copy_on(struct sightings *s, __u32 device,
 {
 	__u32 count = s->count;
 
-	if (was_seen_on(s, device) || now - s->since > COPIES_WITHIN_NS ||
-	    count >= MAX_STACKED)
+	if (was_seen_on(s, device) ||
+	    is_past(s->since, COPIES_WITHIN_NS, now) || count >= MAX_STACKED)
 		return false;
 	s->devices[count] = device;
 	s->count = count + 1;
@@ -125,34 +138,101 @@ static __always_inline bool is_copy(struct __sk_buff *skb,
 	return false;
 }
 
-/*
- * UDP flows by the ends of this side, and when the last datagram of either
- * direction was seen, ns since the boot.
- */
+/* A UDP flow, or what is asked and answered between two low ports. */
+struct flow {
+	__u64 last; /* bpf_ktime_get_ns(): of the initiator's, or of either's */
+	__u64 answered; /* when its last datagram was, or 0 */
+	__u64 egress; /* whether this side is the initiator */
+};
+
+/* By the ends of this side. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 4096);
 	__type(key, struct tuple);
-	__type(value, __u64);
+	__type(value, struct flow);
 } flows SEC(".maps");
 
-/* Whether the datagram goes on with a flow, be it as a reply or a copy. */
-static __always_inline bool is_of_known_flow(const struct report *report)
+static __always_inline void begin_flow(const struct tuple *key, bool egress,
+				       __u64 now)
 {
-	__u64 now, *last;
+	struct flow flow = { .last = now, .egress = egress };
+
+	bpf_map_update_elem(&flows, key, &flow, BPF_ANY);
+}
+
+/*
+ * Whether the datagram goes on with a flow, be it as a reply or a copy. What is
+ * over can begin again by its initiator alone.
+ */
+static __always_inline bool is_of_known_flow(const struct tuple *key,
+					     bool egress)
+{
+	struct flow *flow = bpf_map_lookup_elem(&flows, key);
+	__u64 now = bpf_ktime_get_ns();
 	bool known;
 
-	if (!udp_flows || report->attempt.proto != IPPROTO_UDP)
-		return false;
-	now = bpf_ktime_get_ns();
-	last = bpf_map_lookup_elem(&flows, &report->ends);
-	if (!last) {
-		bpf_map_update_elem(&flows, &report->ends, &now, BPF_ANY);
+	if (!flow) {
+		begin_flow(key, egress, now);
 		return false;
 	}
-	known = now - *last <= udp_idle * 1000000000ULL;
-	*last = now;
+	known = flow->egress != egress ||
+		!is_past(flow->last, udp_idle * NSEC_PER_SEC, now);
+	flow->last = now;
 	return known;
+}
+
+/*
+ * Whether the datagram answers one that was just seen, from the low port that
+ * it asked to the low port that it came from. What the same side sends later is
+ * its own.
+ */
+static __always_inline bool is_answer(const struct tuple *key, bool egress)
+{
+	struct flow *flow = bpf_map_lookup_elem(&flows, key);
+	__u64 now = bpf_ktime_get_ns();
+
+	if (flow && flow->egress == egress) {
+		flow->last = now;
+		flow->answered = 0;
+		return false;
+	}
+	if (!flow || is_past(flow->last, ANSWERED_WITHIN_NS, now) ||
+	    (flow->answered &&
+	     is_past(flow->answered, ANSWERS_WITHIN_NS, now))) {
+		begin_flow(key, egress, now);
+		return false;
+	}
+	if (!flow->answered)
+		flow->answered = now;
+	return true;
+}
+
+/*
+ * What a socket sends to itself has no other side: what is sent is one flow,
+ * and what is received another.
+ */
+static __always_inline void set_flow_key(struct tuple *key,
+					 const struct report *report)
+{
+	*key = report->ends;
+	if (key->local_port == key->remote_port &&
+	    is_same(&key->local, &key->remote))
+		key->pad[0] = report->attempt.egress;
+}
+
+/* Whether a datagram goes on with what was an attempt, and so is none. */
+static __always_inline bool goes_on(const struct report *report)
+{
+	const struct attempt *a = &report->attempt;
+	struct tuple key;
+
+	if (a->proto != IPPROTO_UDP ||
+	    !(udp_flows || (is_low(a->sport) && is_low(a->dport))))
+		return false;
+	set_flow_key(&key, report);
+	return udp_flows ? is_of_known_flow(&key, a->egress) :
+			   is_answer(&key, a->egress);
 }
 
 #endif

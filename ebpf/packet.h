@@ -314,8 +314,10 @@ static __always_inline bool read_tcp(const struct cursor *c,
 	struct tcp_header h;
 	__u32 doff;
 
-	if (!wants_tcp() || !load(c, ip->l4, &h, sizeof(h)) ||
-	    (h.flags & (TCPHDR_SYN | TCPHDR_ACK)) != TCPHDR_SYN)
+	if (!wants_tcp() || !wants_direction(a->egress) ||
+	    !load(c, ip->l4, &h, sizeof(h)) ||
+	    (h.flags & (TCPHDR_SYN | TCPHDR_ACK)) != TCPHDR_SYN ||
+	    !wants_port(bpf_ntohs(h.dest)))
 		return false;
 
 	doff = (h.doff_reserved >> 4) * 4;
@@ -335,7 +337,7 @@ static __always_inline bool read_udp(const struct cursor *c,
 	__u32 len;
 
 	if (!wants_udp() || !load(c, ip->l4, &h, sizeof(h)) ||
-	    !wants_datagram(bpf_ntohs(h.dest)))
+	    !reads_datagram(a->egress, bpf_ntohs(h.source), bpf_ntohs(h.dest)))
 		return false;
 
 	load(c, ip->l4 + sizeof(h), &a->start, sizeof(a->start));
@@ -464,7 +466,7 @@ static __always_inline bool read_attempt(struct __sk_buff *skb,
 		return false;
 
 	if (!read_ip(&c, find_ip_header(&c), &ip) ||
-	    !read_transport(&c, &ip, a) || !wants_port(a->dport))
+	    !read_transport(&c, &ip, a))
 		return false;
 
 	a->version = ip.version;

@@ -16,6 +16,7 @@
 #include <gadget/types.h>
 
 #define FIRST_UNPRIVILEGED_PORT 1024 /* PROT_SOCK in include/net/sock.h */
+#define NSEC_PER_SEC 1000000000ULL
 #define LOOPBACK_IFINDEX 1 /* see include/net/flow.h: in every namespace */
 
 const volatile bool egress_only = false;
@@ -56,12 +57,6 @@ static __always_inline bool wants_direction(bool egress)
 	return !(egress ? ingress_only : egress_only);
 }
 
-/* Flows are known by what goes either way. */
-static __always_inline bool reads_direction(bool egress)
-{
-	return udp_flows || wants_direction(egress);
-}
-
 static __always_inline bool wants_device(__u32 ifindex)
 {
 	return !skip_loopback || ifindex != LOOPBACK_IFINDEX;
@@ -77,10 +72,23 @@ static __always_inline bool wants_udp(void)
 	return !tcp_only;
 }
 
-/* By its port alone; with udp_flows the flow table tells. */
-static __always_inline bool wants_datagram(__u16 dport)
+/* Flows, and what answers, are known by datagrams of both directions. */
+static __always_inline bool reads_direction(bool egress)
 {
-	return udp_flows || dport < FIRST_UNPRIVILEGED_PORT;
+	return wants_udp() || wants_direction(egress);
+}
+
+static __always_inline bool is_low(__u16 port)
+{
+	return port < FIRST_UNPRIVILEGED_PORT;
+}
+
+/* By its ports alone; what it goes on with, the flow table tells. */
+static __always_inline bool reads_datagram(bool egress, __u16 sport,
+					   __u16 dport)
+{
+	return udp_flows ||
+	       (is_low(dport) && (wants_direction(egress) || is_low(sport)));
 }
 
 static __always_inline bool wants_port(__u16 dport)
