@@ -25,6 +25,7 @@
 #include "ebpf/owner.h"
 #include "ebpf/event.h"
 #include "ebpf/limit.h"
+#include "ebpf/deliver.h"
 
 SEC("socket1")
 int network(struct __sk_buff *skb)
@@ -47,18 +48,29 @@ int network(struct __sk_buff *skb)
 		return 0;
 
 	find_owner(skb, report);
-	if (wants_process(&report->found.proc, report->found.known) &&
-	    !is_withheld(report) && !send_report(skb, space) &&
-	    report->suppressed)
-		untell_withheld(report);
+	if (wants_process(&report->found.proc, report->found.known))
+		deliver(skb, space);
+	else if (!report->found.known)
+		count_left_out(attempt.egress);
 	return 0;
 }
 
-/* Every second, on every CPU. */
-SEC("perf_event/clock")
-int network_clock(struct bpf_perf_event_data *ctx)
+/*
+ * The clock, by what happens on an idle machine as well: a timeout in the
+ * kernel, some ten a second, and the kernel's own look at its statistics, once a
+ * second or, where nothing else wakes the CPU, two.
+ */
+SEC("kprobe/process_timeout")
+int BPF_KPROBE(network_timeout)
 {
-	report_all_withheld(ctx);
+	tick(ctx);
+	return 0;
+}
+
+SEC("kprobe/vmstat_shepherd")
+int BPF_KPROBE(network_shepherd)
+{
+	tick(ctx);
 	return 0;
 }
 

@@ -21,6 +21,7 @@
 #include <gadget/macros.h>
 #include <gadget/sockets-map.h>
 
+#include "family.h"
 #include "paths.h"
 #include "socket.h"
 
@@ -41,7 +42,9 @@ GADGET_PARAM(sockets_max_entries);
 struct owner {
 	__u64 sk;
 	__u64 since; /* of the socket's page */
+	__u64 started; /* the process, ns since the boot */
 	struct gadget_process proc;
+	__u32 family; /* of a young process, else 0: see find_family() */
 	__u32 device; /* interface that the socket is bound to, or 0 */
 	__u32 isn; /* TCP: sequence number of the SYN it sends */
 	bool ipv6only;
@@ -229,6 +232,8 @@ static __always_inline bool set_owner(struct owner *owner, struct sock *sk)
 	owner->sk = (__u64)sk;
 	owner->device = BPF_CORE_READ(sk, __sk_common.skc_bound_dev_if);
 	owner->ipv6only = is_ipv6only(sk);
+	owner->started = started_at(task);
+	owner->family = find_family(task);
 	gadget_process_populate(&owner->proc);
 	return true;
 }

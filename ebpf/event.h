@@ -3,7 +3,7 @@
 #define NETWORK_EVENT_H
 
 /*
- * Builds an event and sends it. A step owns its fields.
+ * Builds an event. A step owns its fields.
  */
 
 #include <vmlinux.h>
@@ -18,38 +18,9 @@
 #include "packet.h"
 #include "paths.h"
 #include "report.h"
-
-struct {
-	__uint(type, BPF_MAP_TYPE_PERF_EVENT_ARRAY);
-	__uint(key_size, sizeof(__u32));
-	__uint(value_size, sizeof(__u32));
-} events SEC(".maps");
+#include "ring.h"
 
 GADGET_TRACER(network, events, event);
-
-/* What is sent of an event without paths, in bytes. */
-#define EVENT_LEN __builtin_offsetof(struct event, cwd)
-
-/* What became of the attempts that were to be reported, by CPU. */
-struct counters {
-	__u64 reported; /* events */
-	__u64 lost; /* events that the ring had no room for */
-	__u64 withheld; /* attempts that the rate limit has held back */
-};
-
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct counters);
-} counters SEC(".maps");
-
-static __always_inline struct counters *get_counters(void)
-{
-	__u32 zero = 0;
-
-	return bpf_map_lookup_elem(&counters, &zero);
-}
 
 static __always_inline void set_meta(struct event *event,
 				     const struct report *report)
@@ -59,7 +30,6 @@ static __always_inline void set_meta(struct event *event,
 	event->egress = report->attempt.egress;
 	event->protocol_raw = report->attempt.proto;
 	event->retries = report->retries;
-	event->suppressed = report->suppressed;
 }
 
 static __always_inline void set_l4endpoint(struct gadget_l4endpoint_t *endpoint,
@@ -115,33 +85,16 @@ static __always_inline void set_paths(struct event *event,
 	__builtin_memcpy(event->exepath, booked->exepath, PATH_LEN);
 }
 
-/* False: the event is lost. */
-static __always_inline bool send_event(void *ctx, struct event *event)
+/* All zero, but for paths: no field is left of another event. */
+static __always_inline void build_event(struct event *event,
+					const struct report *report)
 {
-	struct counters *counters = get_counters();
-	long err;
-
-	err = bpf_perf_event_output(ctx, &events, BPF_F_CURRENT_CPU, event,
-				    paths ? sizeof(*event) : EVENT_LEN);
-	if (counters)
-		__sync_fetch_and_add(
-			err ? &counters->lost : &counters->reported, 1);
-	return !err;
-}
-
-static __always_inline bool send_report(void *ctx, struct workspace *space)
-{
-	struct report *report = &space->report;
-	struct event *event = &space->event;
-
-	/* All zero, but for paths: no field is left of another event. */
 	__builtin_memset(event, 0, EVENT_LEN);
 	set_meta(event, report);
 	set_endpoints(event, &report->attempt);
 	event->proc = report->found.proc;
 	if (paths)
 		set_paths(event, &report->found);
-	return send_event(ctx, event);
 }
 
 #endif

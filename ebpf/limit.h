@@ -3,91 +3,64 @@
 #define NETWORK_LIMIT_H
 
 /*
- * Floods: who makes more attempts than the rate limit has some withheld, and
- * nobody else. What is withheld is counted, and told by the owner's next event;
- * when none follows, the last attempt is reported after all, within a second.
+ * Who makes more attempts than the rate limit has some withheld, and nobody
+ * else. How many an owner's next event tells.
  */
 
 #include <vmlinux.h>
 #include <bpf/bpf_helpers.h>
 
-#define GADGET_TYPE_NETWORKING
-#include <gadget/macros.h>
-
-#include "event.h"
+#include "family.h"
 #include "params.h"
+#include "report.h"
 
-#define NSEC_PER_SEC 1000000000ULL
+/* Young processes of one family that get a limit of their own, in a second. */
+#define NEWCOMERS 32
 
-/* Owners of a CPU with attempts withheld that no event has told yet. */
-#define MAX_WITHHELD 64
-#define WITHHELD_PROBES 4
-
-/* Who: what nobody is known to own is one owner's, by namespace and direction. */
-struct limit_key {
-	__u32 netns;
-	__u32 pid;
-	__u32 egress;
+/* One owner's. Programs of several CPUs add to it, see tell_withheld(). */
+struct limit {
+	__u64 attempts; /* bucket, see take_token() */
+	__u64 newcomers; /* a family's */
+	__u32 withheld; /* attempts, since the owner is known */
+	__u32 told; /* of them, by events */
+	__s32 unsent; /* events that wait for room */
+	__u32 announced; /* an event that will tell of more waits for the clock */
 };
 
-/* When the owner's bucket is full again, ns since the boot. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 1024);
+	__uint(max_entries, 4096);
 	__type(key, struct limit_key);
-	__type(value, __u64);
-} buckets SEC(".maps");
+	__type(value, struct limit);
+} limits SEC(".maps");
 
-/* Of one owner on one CPU: what no other CPU writes needs no lock. */
-struct withheld {
-	struct limit_key key;
-	__u32 count; /* 0: free */
-	struct report last; /* one of them */
-};
-
+/* Owners of whom a program is telling now: an entry is a lock. */
 struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, MAX_WITHHELD);
-	__type(key, __u32);
-	__type(value, struct withheld);
-} withheld SEC(".maps");
-
-/* Set while a packet's filter is at them: the clock can interrupt it. */
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 128);
+	__type(key, struct limit_key);
 	__type(value, __u32);
-} withheld_busy SEC(".maps");
+} telling SEC(".maps");
 
-static __always_inline void set_limit_key(struct limit_key *key,
-					  const struct report *report)
+static __always_inline struct limit *get_limit(const struct limit_key *key)
 {
-	key->netns = report->ends.netns;
-	key->pid = report->found.proc.pid;
-	key->egress = report->attempt.egress;
-}
+	static const struct limit fresh = {};
+	struct limit *limit = bpf_map_lookup_elem(&limits, key);
 
-static __always_inline bool is_key(const struct limit_key *a,
-				   const struct limit_key *b)
-{
-	return a->netns == b->netns && a->pid == b->pid &&
-	       a->egress == b->egress;
+	if (limit)
+		return limit;
+	bpf_map_update_elem(&limits, key, &fresh, BPF_NOEXIST);
+	return bpf_map_lookup_elem(&limits, key);
 }
 
 /*
- * A bucket of rate_limit tokens, as many a second: it holds the time at which
+ * A bucket of so many tokens, and as many a second: it holds the time at which
  * it would be full. Processors that take one at a time can take one too many.
  */
-static __always_inline bool take_token(const struct limit_key *key, __u64 now)
+static __always_inline bool take_token(__u64 *bucket, __u32 tokens, __u64 now)
 {
-	__u64 *bucket = bpf_map_lookup_elem(&buckets, key);
-	__u64 token = NSEC_PER_SEC / (rate_limit ?: 1), full = now + token;
+	__u64 token = NSEC_PER_SEC / (tokens ?: 1);
 
-	if (!bucket) {
-		bpf_map_update_elem(&buckets, key, &full, BPF_ANY);
-		return true;
-	}
 	if (*bucket < now)
 		*bucket = now;
 	if (*bucket + token > now + NSEC_PER_SEC)
@@ -96,132 +69,60 @@ static __always_inline bool take_token(const struct limit_key *key, __u64 now)
 	return true;
 }
 
-static __always_inline struct withheld *probe(const struct limit_key *key,
-					      __u32 i)
+/*
+ * Whose limit the attempt counts with, and its key: its process's own, as a
+ * rule. Of the young processes of a family so many get one a second; those that
+ * are more share one until they are young no more.
+ */
+static __always_inline struct limit *find_limit(struct limit_key *key,
+						const struct report *report)
 {
-	__u32 index = (key->pid + key->netns + key->egress * 31 + i) &
-		      (MAX_WITHHELD - 1);
+	const struct found *found = &report->found;
+	struct limit *limit;
 
-	return bpf_map_lookup_elem(&withheld, &index);
+	key->netns = report->ends.netns;
+	key->egress = report->attempt.egress;
+	key->pid = found->proc.pid;
+	key->family = false;
+	if (!found->family || !is_young(found->started, report->time))
+		return get_limit(key);
+	limit = bpf_map_lookup_elem(&limits, key);
+	if (limit)
+		return limit;
+
+	key->pid = found->family;
+	key->family = true;
+	limit = get_limit(key);
+	if (!limit || !take_token(&limit->newcomers, NEWCOMERS, report->time))
+		return limit;
+	key->pid = found->proc.pid;
+	key->family = false;
+	return get_limit(key);
 }
 
-/* How many attempts of an owner this CPU has withheld; they are told now. */
-static __always_inline __u32 tell_withheld(const struct limit_key *key)
+/*
+ * How many attempts were withheld that no event has told; one does now. Each is
+ * told once: Linux 5.10 has no operation that reads and writes at once, but only
+ * one program can add an entry.
+ */
+static __always_inline __u32 tell_withheld(struct limit *limit,
+					   const struct limit_key *key)
 {
-	struct withheld *w;
-	__u32 count = 0;
+	__u32 locked = 1, count;
 
-	for (int i = 0; i < WITHHELD_PROBES; i++) {
-		w = probe(key, i);
-		if (!w || !w->count || !is_key(&w->key, key))
-			continue;
-		count += w->count;
-		w->count = 0;
-	}
+	if (limit->withheld == limit->told ||
+	    bpf_map_update_elem(&telling, key, &locked, BPF_NOEXIST))
+		return 0;
+	count = limit->withheld - limit->told;
+	__sync_fetch_and_add(&limit->told, count);
+	bpf_map_delete_elem(&telling, key);
 	return count;
 }
 
-/* When no place is free the attempt is counted, and no event tells of it. */
-static __always_inline void withhold(const struct limit_key *key,
-				     const struct report *report)
-{
-	struct counters *counters = get_counters();
-	struct withheld *w, *place = NULL;
-
-	if (counters)
-		__sync_fetch_and_add(&counters->withheld, 1);
-	for (int i = 0; i < WITHHELD_PROBES; i++) {
-		w = probe(key, i);
-		if (!w)
-			return;
-		if (w->count && is_key(&w->key, key)) {
-			place = w;
-			break;
-		}
-		if (!w->count && !place)
-			place = w;
-	}
-	if (!place)
-		return;
-	place->key = *key;
-	place->last = *report;
-	place->count++;
-}
-
 /* The event that would have told was lost: another one will. */
-static __always_inline void untell_withheld(const struct report *report)
+static __always_inline void untell_withheld(struct limit *limit, __u32 count)
 {
-	struct limit_key key = {};
-	struct withheld *w;
-
-	set_limit_key(&key, report);
-	for (int i = 0; i < WITHHELD_PROBES; i++) {
-		w = probe(&key, i);
-		if (!w || !is_key(&w->key, &key))
-			continue;
-		w->count += report->suppressed;
-		return;
-	}
-}
-
-/*
- * Whether the owner's limit holds the attempt back. If not, the report tells
- * what was held back before it.
- */
-static __always_inline bool is_withheld(struct report *report)
-{
-	struct limit_key key = {};
-	__u32 zero = 0, *busy;
-	bool over;
-
-	if (!rate_limit)
-		return false;
-	busy = bpf_map_lookup_elem(&withheld_busy, &zero);
-	if (!busy)
-		return false;
-	set_limit_key(&key, report);
-	over = !take_token(&key, report->time);
-	*(volatile __u32 *)busy = 1;
-	if (over)
-		withhold(&key, report);
-	else
-		report->suppressed = tell_withheld(&key);
-	*(volatile __u32 *)busy = 0;
-	return over;
-}
-
-/*
- * Reports the last attempt that was withheld from an owner, if there is one in
- * the place. Not static: verified once, and not for each place.
- */
-__noinline int report_withheld(struct bpf_perf_event_data *ctx, __u32 place)
-{
-	struct workspace *space = get_workspace(IN_CLOCK);
-	struct counters *counters = get_counters();
-	struct withheld *w = bpf_map_lookup_elem(&withheld, &place);
-	__u32 others;
-
-	if (!space || !counters || !w || !w->count)
-		return 0;
-	others = w->count - 1;
-	space->report = w->last;
-	space->report.suppressed = others;
-	w->count = 0;
-	__sync_fetch_and_add(&counters->withheld, -1);
-	if (!send_report(ctx, space))
-		w->count = others;
-	return 0;
-}
-
-/* Of all owners that no event of theirs has told about. */
-static __always_inline void report_all_withheld(struct bpf_perf_event_data *ctx)
-{
-	__u32 zero = 0, *busy = bpf_map_lookup_elem(&withheld_busy, &zero);
-
-	if (!rate_limit || !busy || *(volatile __u32 *)busy)
-		return;
-	for (__u32 place = 0; place < MAX_WITHHELD; place++)
-		report_withheld(ctx, place);
+	__sync_fetch_and_add(&limit->told, -count);
 }
 
 #endif

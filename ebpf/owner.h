@@ -29,6 +29,8 @@ static __always_inline void set_found(struct found *found,
 	found->proc = owner->proc;
 	found->sk = owner->sk;
 	found->since = owner->since;
+	found->started = owner->started;
+	found->family = owner->family;
 	found->known = true;
 }
 

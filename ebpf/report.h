@@ -22,7 +22,9 @@ struct found {
 	struct gadget_process proc; /* all zero: nobody is known */
 	__u64 sk; /* of a socket in the books, as in struct owner */
 	__u64 since;
+	__u64 started; /* the process, ns since the boot */
 	struct gadget_socket_key older; /* IG's, of a socket that it knows */
+	__u32 family; /* as in struct owner */
 	bool known;
 	bool is_older;
 };
@@ -35,7 +37,6 @@ struct report {
 	struct found found;
 	__u32 device; /* ifindex of the interface that saw it */
 	__u32 retries;
-	__u32 suppressed;
 	bool forwarded; /* on its way through this namespace */
 };
 
@@ -64,14 +65,41 @@ static __always_inline void begin_report(struct report *report,
 	set_ends(&report->ends, netns_of(skb), a);
 }
 
+/* Whose attempts the rate limit counts together: a key, no byte is unset. */
+struct limit_key {
+	__u32 netns;
+	__u32 pid; /* 0: of nobody who is known */
+	__u32 egress;
+	__u32 family; /* of young processes: pid is their ancestor's */
+};
+
+/* What is sent of an event without paths, in bytes. */
+#define EVENT_LEN __builtin_offsetof(struct event, cwd)
+
+/* An event and whose it is. */
+struct delivery {
+	struct limit_key owner;
+	struct event event;
+};
+
+/* The same without paths, as it waits to be sent. */
+struct waiting_event {
+	struct limit_key owner;
+	__u8 event[EVENT_LEN];
+};
+
+_Static_assert(__builtin_offsetof(struct delivery, event) ==
+		       __builtin_offsetof(struct waiting_event, event),
+	       "a delivery does not begin as what waits of it");
+
 /*
  * Too large for the stack, and what is in a map the verifier does not follow.
  * It is this CPU's: a packet's filter runs with softirqs off, see
- * dev_queue_xmit(), and what interrupts it has one of its own.
+ * dev_queue_xmit(), and what it interrupts has one of its own.
  */
 struct workspace {
 	struct report report;
-	struct event event;
+	struct delivery delivery;
 };
 
 enum runs_in {

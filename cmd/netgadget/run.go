@@ -93,6 +93,9 @@ func (f *runFlags) conclude(summary gadget.Summary, err error) error {
 	if err != nil {
 		return err
 	}
+	if unknown := summary.Unknown(); unknown != "" {
+		fmt.Fprintln(os.Stderr, "netgadget:", unknown)
+	}
 	fmt.Fprintln(os.Stderr, "netgadget:", summary)
 	if f.strict {
 		return summary.Err()

@@ -19,13 +19,17 @@ import (
 // read, and by the gadget's own counters for what no event tells.
 type account struct {
 	counters counterMap
-	leftover leftoverMap
+	queued   queuedMap
 
 	mu     sync.Mutex
 	closed bool
 	read   uint64 // events
 	owners map[ownerKey]*Withheld
 }
+
+// mostCounted bounds the owners that are told apart: who forks for each attempt
+// has as many.
+const mostCounted = 4096
 
 type ownerKey struct {
 	pid    uint32
@@ -39,7 +43,7 @@ func (a *account) attach(gadgetCtx operators.GadgetContext) (err error) {
 	if a.counters, err = newCounterMap(gadgetCtx); err != nil {
 		return err
 	}
-	a.leftover, err = newLeftoverMap(gadgetCtx)
+	a.queued, err = newQueuedMap(gadgetCtx)
 	return err
 }
 
@@ -62,6 +66,9 @@ func (a *account) enter(suppressed uint32, owner func() Owner) bool {
 func (a *account) add(o Owner, attempts uint64) {
 	key := ownerKey{o.PID, o.Egress}
 	if a.owners[key] == nil {
+		if len(a.owners) == mostCounted {
+			return
+		}
 		a.owners[key] = &Withheld{}
 	}
 	a.owners[key].Owner = o
@@ -78,7 +85,7 @@ func (a *account) close(must bool) (s Summary, ok bool, err error) {
 	if err != nil {
 		return s, false, err
 	}
-	leftover, err := a.leftover.read()
+	waiting, err := a.queued.read()
 	if err != nil {
 		return s, false, err
 	}
@@ -86,15 +93,16 @@ func (a *account) close(must bool) (s Summary, ok bool, err error) {
 	if err != nil {
 		return s, false, err
 	}
-	if !must && (before != after || after.reported != a.read) {
+	if !must && (before != after || waiting.put != waiting.taken || after.reported != a.read) {
 		return s, false, nil
 	}
 
 	a.closed = true
-	for _, w := range leftover {
-		a.add(w.Owner, w.Attempts)
+	s = Summary{
+		// What waits still is not reported.
+		Reported: a.read, Withheld: after.withheld + waiting.put - waiting.taken, Lost: after.lost,
+		WithoutBuffer: after.withoutRing, LeftOutSent: after.leftOutSent, LeftOutReceived: after.leftOutReceived,
 	}
-	s = Summary{Reported: a.read, Withheld: after.withheld, Lost: after.lost}
 	for w := range maps.Values(a.owners) {
 		s.Owners = append(s.Owners, *w)
 	}
@@ -104,14 +112,14 @@ func (a *account) close(must bool) (s Summary, ok bool, err error) {
 	return s, true, nil
 }
 
-// perCPUMap is one of the gadget's maps, with a value for each CPU.
-type perCPUMap struct {
+// gadgetMap is one of the gadget's maps.
+type gadgetMap struct {
 	*ebpf.Map
 	value *btf.Struct
 }
 
-// newPerCPUMap finds a map by its name, and the layout of its values.
-func newPerCPUMap(gadgetCtx operators.GadgetContext, name string) (m perCPUMap, err error) {
+// newGadgetMap finds a map by its name, and the layout of its values.
+func newGadgetMap(gadgetCtx operators.GadgetContext, name string) (m gadgetMap, err error) {
 	variable, _ := gadgetCtx.GetVar(operators.MapPrefix + name)
 	specVariable, _ := gadgetCtx.GetVar(operators.MapSpecPrefix + name)
 	loaded, ok := variable.(*ebpf.Map)
@@ -123,14 +131,14 @@ func newPerCPUMap(gadgetCtx operators.GadgetContext, name string) (m perCPUMap, 
 	if !ok {
 		return m, fmt.Errorf("the gadget's map %q says nothing of its values: it is another gadget, or an older one", name)
 	}
-	return perCPUMap{Map: loaded, value: value}, nil
+	return gadgetMap{Map: loaded, value: value}, nil
 }
 
-// each calls f with the value of each CPU at an index.
-func (m perCPUMap) each(index uint32, f func(value []byte)) error {
-	values, err := m.LookupBytes(index)
+// each calls f with the first value of an array, or of each CPU's.
+func (m gadgetMap) each(f func(value []byte)) error {
+	values, err := m.LookupBytes(uint32(0))
 	if err != nil || values == nil {
-		return fmt.Errorf("reading %s at %d: %w", m, index, err)
+		return fmt.Errorf("reading %s: %w", m, err)
 	}
 	// The kernel rounds up, see bpf_percpu_array_copy().
 	stride := (int(m.ValueSize()) + 7) &^ 7
@@ -140,122 +148,99 @@ func (m perCPUMap) each(index uint32, f func(value []byte)) error {
 	return nil
 }
 
-// span is where a field is in a value.
+// span is where a number is in a value.
 type span struct{ offset, size int }
 
-func (s span) of(value []byte) []byte { return value[s.offset : s.offset+s.size] }
-
-// uint reads a field of 4 or 8 bytes.
+// uint reads a number of 4 or 8 bytes.
 func (s span) uint(value []byte) uint64 {
+	number := value[s.offset : s.offset+s.size]
 	if s.size == 4 {
-		return uint64(binary.NativeEndian.Uint32(s.of(value)))
+		return uint64(binary.NativeEndian.Uint32(number))
 	}
-	return binary.NativeEndian.Uint64(s.of(value))
+	return binary.NativeEndian.Uint64(number)
 }
 
-// fields are spans of fields by their path: the names of those within which each
-// is.
+// fields finds numbers in a map's values by their names.
 type fields struct {
-	of  perCPUMap
+	of  gadgetMap
 	err error // the first
 }
 
-func (f *fields) find(path ...string) span {
-	found := span{}
-	var in btf.Type = f.of.value
-	for _, name := range path {
-		member, ok := memberOf(in, name)
-		if !ok {
-			f.err = cmp.Or(f.err, fmt.Errorf("the gadget's map %s has no %q: it is another gadget, or an older one", f.of, path))
-			return span{}
-		}
-		found.offset += int(member.Offset.Bytes())
-		in = member.Type
-	}
-	size, err := btf.Sizeof(in)
-	f.err = cmp.Or(f.err, err)
-	found.size = size
-	return found
-}
-
-// findUint finds a number.
-func (f *fields) findUint(path ...string) span {
-	found := f.find(path...)
-	if found.size != 4 && found.size != 8 {
-		f.err = cmp.Or(f.err, fmt.Errorf("%q in the gadget's map %s has %d bytes, not 4 or 8", path, f.of, found.size))
-	}
-	return found
-}
-
-func memberOf(t btf.Type, name string) (btf.Member, bool) {
-	s, ok := btf.UnderlyingType(t).(*btf.Struct)
-	if !ok {
-		return btf.Member{}, false
-	}
-	i := slices.IndexFunc(s.Members, func(m btf.Member) bool { return m.Name == name })
+func (f *fields) find(name string) span {
+	members := f.of.value.Members
+	i := slices.IndexFunc(members, func(m btf.Member) bool { return m.Name == name })
 	if i < 0 {
-		return btf.Member{}, false
+		f.err = cmp.Or(f.err, fmt.Errorf("the gadget's map %s has no %q: it is another gadget, or an older one", f.of, name))
+		return span{}
 	}
-	return s.Members[i], true
+	size, err := btf.Sizeof(members[i].Type)
+	if err == nil && size != 4 && size != 8 {
+		err = fmt.Errorf("%q in the gadget's map %s has %d bytes, not 4 or 8", name, f.of, size)
+	}
+	f.err = cmp.Or(f.err, err)
+	return span{int(members[i].Offset.Bytes()), size}
 }
 
-// counterMap holds what the gadget has counted, see ebpf/event.h.
+// counterMap holds what the gadget has counted, see ebpf/deliver.h.
 type counterMap struct {
-	perCPUMap
-	reported, lost, withheld span
+	gadgetMap
+	reported, lost, withheld, withoutRing, leftOutSent, leftOutReceived span
 }
 
 // counted is the sum over all CPUs, in attempts.
-type counted struct{ reported, lost, withheld uint64 }
+type counted struct {
+	reported, lost, withheld, withoutRing, leftOutSent, leftOutReceived uint64
+}
 
 func newCounterMap(gadgetCtx operators.GadgetContext) (c counterMap, err error) {
-	if c.perCPUMap, err = newPerCPUMap(gadgetCtx, "counters"); err != nil {
+	if c.gadgetMap, err = newGadgetMap(gadgetCtx, "counters"); err != nil {
 		return c, err
 	}
-	f := fields{of: c.perCPUMap}
-	c.reported, c.lost, c.withheld = f.findUint("reported"), f.findUint("lost"), f.findUint("withheld")
+	f := fields{of: c.gadgetMap}
+	c.reported, c.lost, c.withheld = f.find("reported"), f.find("lost"), f.find("withheld")
+	c.withoutRing = f.find("without_ring")
+	c.leftOutSent, c.leftOutReceived = f.find("left_out_sent"), f.find("left_out_received")
 	return c, f.err
 }
 
 func (c counterMap) read() (sum counted, err error) {
-	err = c.each(0, func(value []byte) {
+	err = c.each(func(value []byte) {
 		sum.reported += c.reported.uint(value)
 		sum.lost += c.lost.uint(value)
 		sum.withheld += c.withheld.uint(value)
+		sum.withoutRing += c.withoutRing.uint(value)
+		sum.leftOutSent += c.leftOutSent.uint(value)
+		sum.leftOutReceived += c.leftOutReceived.uint(value)
 	})
 	return sum, err
 }
 
-// leftoverMap holds what was withheld and no event has told yet, see
-// ebpf/limit.h.
-type leftoverMap struct {
-	perCPUMap
-	pid, egress, count, comm span
+// queuedMap holds how many events have waited to be sent, see ebpf/deliver.h.
+type queuedMap struct {
+	gadgetMap
+	put, taken [2]span // of each queue
 }
 
-func newLeftoverMap(gadgetCtx operators.GadgetContext) (l leftoverMap, err error) {
-	if l.perCPUMap, err = newPerCPUMap(gadgetCtx, "withheld"); err != nil {
-		return l, err
+// queued are the events that were put into the queues, and those that were taken
+// out. They are taken in the order in which they were put.
+type queued struct{ put, taken uint64 }
+
+func newQueuedMap(gadgetCtx operators.GadgetContext) (q queuedMap, err error) {
+	if q.gadgetMap, err = newGadgetMap(gadgetCtx, "queued"); err != nil {
+		return q, err
 	}
-	f := fields{of: l.perCPUMap}
-	l.pid, l.egress = f.findUint("key", "pid"), f.findUint("key", "egress")
-	l.count, l.comm = f.findUint("count"), f.find("last", "found", "proc", "comm")
-	return l, f.err
+	f := fields{of: q.gadgetMap}
+	q.put = [2]span{f.find("unsent_in"), f.find("announced_in")}
+	q.taken = [2]span{f.find("unsent_out"), f.find("announced_out")}
+	return q, f.err
 }
 
-func (l leftoverMap) read() (all []Withheld, err error) {
-	for index := range l.MaxEntries() {
-		err := l.each(index, func(value []byte) {
-			attempts := l.count.uint(value)
-			if attempts == 0 {
-				return
-			}
-			owner := Owner{PID: uint32(l.pid.uint(value)), Comm: cString(l.comm.of(value)), Egress: l.egress.uint(value) != 0}
-			all = append(all, Withheld{Owner: owner, Attempts: attempts})
-		})
-		if err != nil {
-			return nil, err
+func (q queuedMap) read() (sum queued, err error) {
+	err = q.each(func(value []byte) {
+		for i := range q.put {
+			sum.put += q.put[i].uint(value)
+			sum.taken += q.taken[i].uint(value)
 		}
-	}
-	return all, nil
+	})
+	return sum, err
 }

@@ -11,50 +11,34 @@ import (
 	"github.com/cilium/ebpf/btf"
 )
 
-// aMap's values are {u32 pid; struct {u64 wide; u16 narrow} in}.
-func aMap() perCPUMap {
+// aMap's values are {u32 pid; u64 wide; u16 narrow}.
+func aMap() gadgetMap {
 	number := func(size uint32) *btf.Int { return &btf.Int{Size: size} }
-	in := &btf.Struct{Size: 16, Members: []btf.Member{
-		{Name: "wide", Type: number(8)},
-		{Name: "narrow", Type: number(2), Offset: 64},
-	}}
-	return perCPUMap{Map: &ebpf.Map{}, value: &btf.Struct{Size: 24, Members: []btf.Member{
+	return gadgetMap{Map: &ebpf.Map{}, value: &btf.Struct{Size: 24, Members: []btf.Member{
 		{Name: "pid", Type: number(4)},
-		{Name: "in", Type: &btf.Typedef{Name: "in", Type: in}, Offset: 64},
+		{Name: "wide", Type: &btf.Typedef{Name: "u64", Type: number(8)}, Offset: 64},
+		{Name: "narrow", Type: number(2), Offset: 128},
 	}}}
 }
 
-func TestAFieldIsFoundByTheNamesThatLeadToIt(t *testing.T) {
+func TestANumberIsFoundByItsName(t *testing.T) {
 	value := make([]byte, 24)
 	binary.NativeEndian.PutUint32(value, 7)
 	binary.NativeEndian.PutUint64(value[8:], 1<<40)
-	f := fields{of: aMap()}
-	for _, test := range []struct {
-		path []string
-		want uint64
-	}{
-		{[]string{"pid"}, 7},
-		{[]string{"in", "wide"}, 1 << 40},
-	} {
-		if got := f.findUint(test.path...).uint(value); f.err != nil || got != test.want {
-			t.Errorf("%q: wanted %d, got %d, %v", test.path, test.want, got, f.err)
+	for name, want := range map[string]uint64{"pid": 7, "wide": 1 << 40} {
+		f := fields{of: aMap()}
+		if got := f.find(name).uint(value); f.err != nil || got != want {
+			t.Errorf("%q: wanted %d, got %d, %v", name, want, got, f.err)
 		}
 	}
 }
 
 func TestAFieldThatIsNotThereIsNamed(t *testing.T) {
-	for _, test := range []struct {
-		path []string
-		want string
-	}{
-		{[]string{"tid"}, `no ["tid"]`},
-		{[]string{"pid", "wide"}, `no ["pid" "wide"]`},
-		{[]string{"in", "narrow"}, "2 bytes"},
-	} {
+	for name, want := range map[string]string{"tid": `no "tid"`, "narrow": "2 bytes"} {
 		f := fields{of: aMap()}
-		f.findUint(test.path...)
-		if f.err == nil || !strings.Contains(f.err.Error(), test.want) {
-			t.Errorf("%q: wanted an error with %q, got %v", test.path, test.want, f.err)
+		f.find(name)
+		if f.err == nil || !strings.Contains(f.err.Error(), want) {
+			t.Errorf("%q: wanted an error with %q, got %v", name, want, f.err)
 		}
 	}
 }

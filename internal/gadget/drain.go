@@ -60,11 +60,13 @@ func (d *drain) attach(gadgetCtx operators.GadgetContext) error {
 
 // newSentinelProgram writes eight bytes to the ring of the CPU it runs on: the
 // CPU's number, where an event has its timestamp. IG fills up what a short
-// record lacks with zeros, the IP version among it.
+// record lacks with zeros, the IP version among it. A program for a raw
+// tracepoint can be run on any CPU that is online, also one that this process
+// may not use (see bpf_prog_test_run_raw_tp()).
 func newSentinelProgram(events *ebpf.Map) (*ebpf.Program, error) {
 	return ebpf.NewProgram(&ebpf.ProgramSpec{
 		Name: "sentinel",
-		Type: ebpf.SocketFilter,
+		Type: ebpf.RawTracepoint,
 		Instructions: asm.Instructions{
 			asm.Mov.Reg(asm.R6, asm.R1),
 			asm.FnGetSmpProcessorId.Call(),
@@ -147,43 +149,58 @@ func (d *drain) sendAll(ctx context.Context, cpus int) error {
 	}
 	defer loopback.close()
 	for cpu := range cpus {
-		var set unix.CPUSet
-		set.Set(cpu)
-		err := unix.SchedSetaffinity(0, &set)
-		if errors.Is(err, unix.EINVAL) {
-			d.arrived(cpu) // offline: nothing ran there
-			continue
-		}
-		if err != nil {
-			return fmt.Errorf("moving to CPU %d: %w", cpu, err)
-		}
-		if err := errors.Join(loopback.flush(), d.send(ctx)); err != nil {
+		if err := errors.Join(loopback.flushOn(cpu), d.send(ctx, cpu)); err != nil {
 			return fmt.Errorf("on CPU %d: %w", cpu, err)
 		}
 	}
 	return nil
 }
 
-// send puts a sentinel into this CPU's ring. A full ring refuses it, which the
-// program returns, until the reader has caught up: then it is put again.
-func (d *drain) send(ctx context.Context) error {
-	frame := make([]byte, 64)
+// send puts a sentinel into a CPU's ring. A full ring refuses it, which the
+// program returns, until the reader has caught up: then it is put again. A CPU
+// that is offline, or has no ring, sends no events.
+func (d *drain) send(ctx context.Context, cpu int) error {
+	options := ebpf.RunOptions{Flags: unix.BPF_F_TEST_RUN_ON_CPU, CPU: uint32(cpu)}
 	for ctx.Err() == nil {
-		result, err := d.program.Run(&ebpf.RunOptions{Data: frame})
+		result, err := d.program.Run(&options)
+		if errors.Is(err, unix.ENXIO) {
+			d.arrived(cpu)
+			return nil
+		}
 		if err != nil {
 			return err
 		}
 		switch errno := unix.Errno(-int32(result)); errno {
 		case 0:
 			return nil
+		case unix.ENOENT, unix.EOPNOTSUPP:
+			d.arrived(cpu)
+			return nil
 		case unix.ENOSPC:
 			d.refused.Add(1)
+			runtime.Gosched()
+		case unix.EBUSY:
 			runtime.Gosched()
 		default:
 			return errno
 		}
 	}
 	return ctx.Err()
+}
+
+// moveTo moves the calling thread to a CPU; false: it is offline, or not one that
+// this process may use.
+func moveTo(cpu int) (bool, error) {
+	var set unix.CPUSet
+	set.Set(cpu)
+	err := unix.SchedSetaffinity(0, &set)
+	if errors.Is(err, unix.EINVAL) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("moving to CPU %d: %w", cpu, err)
+	}
+	return true, nil
 }
 
 // loopback sends datagrams to itself, in a network namespace of its own: no
@@ -214,8 +231,12 @@ func newLoopback(ctx context.Context) (*loopback, error) {
 	return &loopback{conn: conn}, err
 }
 
-// flush returns when this CPU has received all that it had queued.
-func (l *loopback) flush() error {
+// flushOn returns when a CPU has received all that it had queued. What this
+// process may not use, no command of its has used.
+func (l *loopback) flushOn(cpu int) error {
+	if there, err := moveTo(cpu); err != nil || !there {
+		return err
+	}
 	if _, err := l.conn.WriteTo([]byte{0}, l.conn.LocalAddr()); err != nil {
 		return fmt.Errorf("sending over loopback: %w", err)
 	}

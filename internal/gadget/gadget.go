@@ -11,6 +11,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/inspektor-gadget/inspektor-gadget/pkg/datasource"
@@ -138,13 +139,21 @@ func (r *run) follow(ctx context.Context, ended chan error) (Summary, error) {
 	return s, errors.Join(err, endErr)
 }
 
-// mostDrains is how often the rings are drained until no event was sent since,
-// as one is each second of what was withheld. On a busy host there is no such
-// moment: then what is on its way is of no part of the run.
+// mostDrains is how often the rings are drained until no event was sent since. On
+// a busy host there is no such moment: then what is on its way is of no part of
+// the run.
 const mostDrains = 3
+
+// waitingTimeout bounds the wait for events that wait in the kernel. They do so
+// for half a second, or until the reader has caught up.
+const waitingTimeout = 10 * time.Second
 
 // end waits for the last event, and settles the account.
 func (r *run) end(ctx context.Context) (s Summary, err error) {
+	// Then every packet has become an event, and some of these wait.
+	if err = r.drain.wait(ctx); err == nil {
+		err = r.sendWaiting(ctx)
+	}
 	settled := false
 	for i := 1; err == nil && !settled; i++ {
 		if err = r.drain.wait(ctx); err == nil {
@@ -153,7 +162,41 @@ func (r *run) end(ctx context.Context) (s Summary, err error) {
 	}
 	// What is lost is told with the next record that finds room: a sentinel.
 	s.ReaderLost = r.log.lost() - r.drain.refused.Load()
+	s.LeftOutBy = r.options.processFilters()
 	return s, err
+}
+
+// sendWaiting has the gadget send the events that wait now. What it does not send
+// in time is withheld.
+func (r *run) sendWaiting(ctx context.Context) error {
+	now, err := r.account.queued.read()
+	if err != nil || now.put == now.taken {
+		return err
+	}
+	clock, err := newClock()
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, waitingTimeout)
+	defer cancel()
+	err = clock.until(ctx, func() (bool, error) {
+		q, err := r.account.queued.read()
+		return q.taken >= now.put, err
+	})
+	return errors.Join(err, clock.close())
+}
+
+// processFilters are the parameters that ask for some processes alone, as flags.
+func (o Options) processFilters() (names []string) {
+	for _, name := range []string{"comm", "pid", "tid", "uid", "gid"} {
+		if _, ok := o.Params[name]; ok {
+			names = append(names, "--"+name)
+		}
+	}
+	if names == nil && o.MountNS == 0 {
+		names = []string{"the filters by container"}
+	}
+	return names
 }
 
 // Priorities in IG's order: of events, before everything that reads them, and
@@ -258,7 +301,7 @@ func (r *run) close() error {
 // conflicts names two parameters that leave nothing to report.
 func conflicts(params map[string]string) error {
 	for _, pair := range [][2]string{{"egress-only", "ingress-only"}, {"tcp-only", "udp-only"}} {
-		if params[pair[0]] == "true" && params[pair[1]] == "true" {
+		if strings.EqualFold(params[pair[0]], "true") && strings.EqualFold(params[pair[1]], "true") {
 			return fmt.Errorf("--%s and --%s exclude each other: nothing would be reported; give one of them", pair[0], pair[1])
 		}
 	}

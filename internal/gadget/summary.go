@@ -3,7 +3,9 @@
 package gadget
 
 import (
+	"cmp"
 	"fmt"
+	"slices"
 	"strings"
 	"unicode"
 )
@@ -12,8 +14,18 @@ import (
 // through is in one of Reported, Withheld and Lost, and in no other.
 type Summary struct {
 	Reported uint64 // attempts, each told by an event
-	Withheld uint64 // attempts that the rate limit held back
+	Withheld uint64 // attempts that the rate limit, or a full buffer, held back
 	Lost     uint64 // attempts whose event the kernel's buffer (ring) had no room for
+
+	// WithoutBuffer is how many were withheld on CPUs that have no buffer: they
+	// were offline when the gadget started, or meanwhile.
+	WithoutBuffer uint64
+
+	// LeftOutSent and LeftOutReceived are attempts that were not let through
+	// because their process is not known: the filters LeftOutBy, or the command that
+	// was run, ask for some processes alone.
+	LeftOutSent, LeftOutReceived uint64
+	LeftOutBy                    []string
 
 	// ReaderLost is how many records the reader of the rings was told that it has
 	// missed: as many as Lost, but for events that the kernel refused for another
@@ -41,14 +53,17 @@ type Owner struct {
 }
 
 func (o Owner) String() string {
-	direction := "received"
-	if o.Egress {
-		direction = "sent"
-	}
 	if o.PID == 0 {
-		return "nobody " + direction
+		return "nobody " + o.direction()
 	}
-	return fmt.Sprintf("%s %d %s", printable(o.Comm), o.PID, direction)
+	return fmt.Sprintf("%s %d %s", printable(o.Comm), o.PID, o.direction())
+}
+
+func (o Owner) direction() string {
+	if o.Egress {
+		return "sent"
+	}
+	return "received"
 }
 
 // printable keeps a name, which a process chooses, within its line.
@@ -88,25 +103,81 @@ func (s Summary) String() string {
 	if owners := s.owners(); len(owners) > 0 {
 		withheld += " (" + strings.Join(owners, ", ") + ")"
 	}
-	return fmt.Sprintf("%s reported, %s, %d lost", count(s.Reported, "attempt", "attempts"), withheld, s.Lost)
+	line := fmt.Sprintf("%s reported, %s, %d lost", count(s.Reported, "attempt", "attempts"), withheld, s.Lost)
+	if s.WithoutBuffer > 0 {
+		line += fmt.Sprintf("; %d of those withheld were on CPUs that have no buffer, as they were offline when the gadget started or since", s.WithoutBuffer)
+	}
+	return line
+}
+
+// Unknown is a line about attempts whose process is not known, which were left
+// out, or nothing. What is received for nobody is no command's.
+func (s Summary) Unknown() string {
+	n, by := s.LeftOutSent+s.LeftOutReceived, "left out by "+strings.Join(s.LeftOutBy, " and ")
+	if len(s.LeftOutBy) == 0 {
+		n, by = s.LeftOutSent, "left out: only the command's are reported"
+	}
+	if n == 0 {
+		return ""
+	}
+	return count(n, "attempt whose process is not known was", "attempts whose process is not known were") + " " + by
 }
 
 func (s Summary) owners() []string {
 	var all []string
 	known := uint64(0)
-	for i, o := range s.Owners {
-		known += o.Attempts
+	groups := s.groups()
+	for i, g := range groups {
+		known += g.Attempts
 		if i < mostOwners {
-			all = append(all, fmt.Sprintf("%s: %d", o.Owner, o.Attempts))
+			all = append(all, fmt.Sprintf("%s: %d", g, g.Attempts))
 		}
 	}
-	if more := len(s.Owners) - mostOwners; more > 0 {
+	if more := len(groups) - mostOwners; more > 0 {
 		all = append(all, fmt.Sprintf("and %d more", more))
 	}
 	if known < s.Withheld {
 		all = append(all, fmt.Sprintf("unknown: %d", s.Withheld-known))
 	}
 	return all
+}
+
+// group are owners of one name and direction.
+type group struct {
+	Withheld
+	processes int
+}
+
+func (g group) String() string {
+	if g.processes == 1 {
+		return g.Owner.String()
+	}
+	return fmt.Sprintf("%s, %d processes, %s", printable(g.Comm), g.processes, g.direction())
+}
+
+// groups has each owner by itself, or those of one name together where a line
+// cannot name them all.
+func (s Summary) groups() []group {
+	type key struct {
+		comm   string
+		nobody bool
+		egress bool
+	}
+	var groups []group
+	index := map[key]int{}
+	for _, o := range s.Owners {
+		k := key{o.Comm, o.PID == 0, o.Egress}
+		i, ok := index[k]
+		if !ok || len(s.Owners) <= mostOwners {
+			index[k] = len(groups)
+			groups = append(groups, group{o, 1})
+			continue
+		}
+		groups[i].Attempts += o.Attempts
+		groups[i].processes++
+	}
+	slices.SortStableFunc(groups, func(a, b group) int { return cmp.Compare(b.Attempts, a.Attempts) })
+	return groups
 }
 
 func count(n uint64, one, many string) string {

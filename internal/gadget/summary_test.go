@@ -30,6 +30,14 @@ func TestASummaryIsOneLine(t *testing.T) {
 			Summary{Reported: 7, Withheld: 98010, Lost: 3, ReaderLost: 3, Owners: []Withheld{flood}},
 			"7 attempts reported, 98010 withheld by the rate limit (flood 4242 sent: 98000, unknown: 10), 3 lost",
 		},
+		"as many processes as attempts": {
+			Summary{Withheld: 12, Owners: []Withheld{{Owner{PID: 1, Comm: "one", Egress: true}, 4}, {Owner{PID: 2, Comm: "fork", Egress: true}, 3}, {Owner{PID: 3, Comm: "fork", Egress: true}, 3}, {Owner{PID: 4, Comm: "fork"}, 2}}},
+			"0 attempts reported, 12 withheld by the rate limit (fork, 2 processes, sent: 6, one 1 sent: 4, fork 4 received: 2), 0 lost",
+		},
+		"CPUs without a buffer": {
+			Summary{Reported: 3, Withheld: 2, WithoutBuffer: 2},
+			"3 attempts reported, 2 withheld by the rate limit (unknown: 2), 0 lost; 2 of those withheld were on CPUs that have no buffer, as they were offline when the gadget started or since",
+		},
 		"a name of two lines": {
 			Summary{Withheld: 1, Owners: []Withheld{{Owner{PID: 9, Comm: "a\nb\x1b"}, 1}}},
 			"0 attempts reported, 1 withheld by the rate limit (a?b? 9 received: 1), 0 lost",
@@ -40,6 +48,24 @@ func TestASummaryIsOneLine(t *testing.T) {
 				t.Errorf("wanted %q\ngot    %q", test.want, got)
 			}
 		})
+	}
+}
+
+func TestASummaryTellsWhatAFilterLeftOut(t *testing.T) {
+	comm, both := []string{"--comm"}, []string{"--comm", "--uid"}
+	for _, test := range []struct {
+		summary Summary
+		want    string
+	}{
+		{Summary{Reported: 1, LeftOutBy: comm}, ""},
+		{Summary{LeftOutReceived: 1, LeftOutBy: comm}, "1 attempt whose process is not known was left out by --comm"},
+		{Summary{LeftOutSent: 1, LeftOutReceived: 2, LeftOutBy: both}, "3 attempts whose process is not known were left out by --comm and --uid"},
+		{Summary{LeftOutSent: 2, LeftOutReceived: 5}, "2 attempts whose process is not known were left out: only the command's are reported"},
+		{Summary{LeftOutReceived: 5}, ""},
+	} {
+		if got := test.summary.Unknown(); got != test.want {
+			t.Errorf("wanted %q, got %q", test.want, got)
+		}
 	}
 }
 

@@ -19,7 +19,7 @@ const (
 	// include/linux/bpf.h: other kernels need more for the same program.
 	maxVerified = 100_000
 	// All that the gadget's own maps may take, in bytes.
-	maxMemory = 8 << 20
+	maxMemory = 10 << 20
 )
 
 // loadObject loads all programs and maps of the object, as IG does.

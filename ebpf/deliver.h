@@ -1,0 +1,294 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+#ifndef NETWORK_DELIVER_H
+#define NETWORK_DELIVER_H
+
+/*
+ * What becomes of an event: it is sent, or waits for room in a ring, or is
+ * withheld and counted.
+ *
+ * Of what the rate limit withholds from an owner, the first attempt waits for
+ * the clock, and tells of the others if no event of the owner has until then.
+ */
+
+#include <vmlinux.h>
+#include <bpf/bpf_helpers.h>
+
+#define GADGET_TYPE_NETWORKING
+#include <gadget/macros.h>
+
+#include "event.h"
+#include "limit.h"
+#include "params.h"
+#include "report.h"
+#include "ring.h"
+
+/* An owner can have one part in so many of the places that are free. */
+#define SHARES 8
+/* How many that wait an attempt sends beside its own, and the clock. */
+#define SENT_BY_PACKET 2
+#define SENT_BY_CLOCK 64
+/* What the clock leaves free in a ring: a packet can interrupt it. */
+#define CLOCK_LEAVES 16384 /* bytes */
+/* How long what was withheld first waits. */
+#define ANNOUNCED_AFTER_NS (NSEC_PER_SEC / 2)
+
+const volatile __u32 unsent_max_entries = 8192;
+GADGET_PARAM(unsent_max_entries);
+
+/* Events for which there was no room, oldest first. */
+struct {
+	__uint(type, BPF_MAP_TYPE_QUEUE);
+	__uint(max_entries, 8192);
+	__type(value, struct waiting_event);
+} unsent SEC(".maps");
+
+/* The first attempts that were withheld, of each owner one. */
+struct {
+	__uint(type, BPF_MAP_TYPE_QUEUE);
+	__uint(max_entries, 512);
+	__type(value, struct waiting_event);
+} announced SEC(".maps");
+
+/* How many events were put into the queues, and taken out. */
+struct queued {
+	__u64 unsent_in;
+	__u64 unsent_out;
+	__u64 announced_in;
+	__u64 announced_out;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct queued);
+} queued SEC(".maps");
+
+/* What became of the attempts that were to be reported, by CPU. */
+struct counters {
+	__u64 reported; /* events */
+	__u64 lost; /* events that the ring had no room for */
+	__u64 withheld; /* attempts that the rate limit has held back */
+	__u64 without_ring; /* of them, where the CPU had no ring */
+	__u64 left_out_sent; /* attempts of nobody, where somebody is wanted */
+	__u64 left_out_received;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct counters);
+} counters SEC(".maps");
+
+/* By one, in the given counter of this CPU: the clock is interrupted. */
+#define count_as(counter)                                                   \
+	do {                                                                \
+		__u32 zero = 0;                                             \
+		struct counters *c = bpf_map_lookup_elem(&counters, &zero); \
+                                                                            \
+		if (c)                                                      \
+			__sync_fetch_and_add(&c->counter, 1);               \
+	} while (0)
+
+static __always_inline void count_left_out(bool egress)
+{
+	if (egress)
+		count_as(left_out_sent);
+	else
+		count_as(left_out_received);
+}
+
+static __always_inline struct queued *get_queued(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&queued, &zero);
+}
+
+static __always_inline __u64 event_size(void)
+{
+	return paths ? sizeof(struct event) : EVENT_LEN;
+}
+
+/* False: nobody will read the event. */
+static __always_inline bool send(void *ctx, struct delivery *d,
+				 struct limit *limit)
+{
+	__u32 told = limit ? tell_withheld(limit, &d->owner) : 0;
+
+	d->event.suppressed = told;
+	if (!bpf_perf_event_output(ctx, &events, BPF_F_CURRENT_CPU, &d->event,
+				   event_size())) {
+		count_as(reported);
+		return true;
+	}
+	if (told)
+		untell_withheld(limit, told);
+	return false;
+}
+
+/*
+ * Has the event wait until a ring has room. The fewer places are free, the
+ * fewer can one owner have: the next one finds some.
+ */
+static __always_inline bool keep(const struct delivery *d, struct limit *limit)
+{
+	struct queued *q = get_queued();
+	__s32 free;
+
+	if (!q || !limit)
+		return false;
+	free = unsent_max_entries - (__u32)(q->unsent_in - q->unsent_out);
+	if (limit->unsent * SHARES >= free ||
+	    bpf_map_push_elem(&unsent, d, BPF_ANY))
+		return false;
+	__sync_fetch_and_add(&limit->unsent, 1);
+	__sync_fetch_and_add(&q->unsent_in, 1);
+	return true;
+}
+
+/* Has the event wait for the clock, if none of its owner does already. */
+static __always_inline bool announce(const struct delivery *d,
+				     struct limit *limit)
+{
+	struct queued *q = get_queued();
+
+	if (!q || limit->announced)
+		return false;
+	limit->announced = 1;
+	if (bpf_map_push_elem(&announced, d, BPF_ANY)) {
+		limit->announced = 0;
+		return false;
+	}
+	__sync_fetch_and_add(&q->announced_in, 1);
+	return true;
+}
+
+/* False: it is only announced, and will be reported. */
+static __always_inline bool withhold(const struct delivery *d,
+				     struct limit *limit)
+{
+	if (limit) {
+		if (announce(d, limit))
+			return false;
+		__sync_fetch_and_add(&limit->withheld, 1);
+	}
+	count_as(withheld);
+	return true;
+}
+
+/* An event that waits has no paths: they are long. */
+static __always_inline void clear_paths(struct event *event)
+{
+	if (!paths)
+		return;
+	__builtin_memset(event->cwd, 0, PATH_LEN);
+	__builtin_memset(event->exepath, 0, PATH_LEN);
+}
+
+/* False: there is none, or no room yet. */
+static __always_inline bool send_unsent(void *ctx, struct workspace *space,
+					__u64 leave)
+{
+	struct delivery *d = &space->delivery;
+	struct queued *q = get_queued();
+	struct limit *limit;
+
+	if (!q || q->unsent_in == q->unsent_out ||
+	    look_at_ring(event_size() + leave) != RING_HAS_ROOM ||
+	    bpf_map_pop_elem(&unsent, d))
+		return false;
+	__sync_fetch_and_add(&q->unsent_out, 1);
+	limit = bpf_map_lookup_elem(&limits, &d->owner);
+	if (limit)
+		__sync_fetch_and_add(&limit->unsent, -1);
+	clear_paths(&d->event);
+	if (!send(ctx, d, limit))
+		count_as(lost);
+	return true;
+}
+
+/* The same for what was withheld half a second ago or longer. */
+static __always_inline bool send_announced(void *ctx, struct workspace *space)
+{
+	struct delivery *d = &space->delivery;
+	struct queued *q = get_queued();
+	struct limit *limit;
+
+	if (!q || q->announced_in == q->announced_out ||
+	    look_at_ring(event_size() + CLOCK_LEAVES) != RING_HAS_ROOM ||
+	    bpf_map_peek_elem(&announced, d) ||
+	    d->event.timestamp_raw + ANNOUNCED_AFTER_NS >
+		    bpf_ktime_get_boot_ns() ||
+	    bpf_map_pop_elem(&announced, d))
+		return false;
+	__sync_fetch_and_add(&q->announced_out, 1);
+	limit = bpf_map_lookup_elem(&limits, &d->owner);
+	if (limit) /* first: what is withheld from now on is announced again */
+		limit->announced = 0;
+	clear_paths(&d->event);
+	if (!send(ctx, d, limit))
+		count_as(lost);
+	return true;
+}
+
+/* Sends what waits, as often as something happens that costs nobody a wait. */
+static __always_inline void tick(void *ctx)
+{
+	struct workspace *space = get_workspace(IN_CLOCK);
+	struct queued *q = get_queued();
+
+	if (!space || !q ||
+	    (q->unsent_in == q->unsent_out &&
+	     q->announced_in == q->announced_out))
+		return;
+	for (int i = 0; i < SENT_BY_CLOCK; i++)
+		if (!send_unsent(ctx, space, CLOCK_LEAVES))
+			break;
+	for (int i = 0; i < SENT_BY_CLOCK; i++)
+		if (!send_announced(ctx, space))
+			break;
+}
+
+/* Not static: verified once. The event of the packet itself was sent. */
+__noinline int send_unsent_from_packet(struct __sk_buff *skb)
+{
+	struct workspace *space = get_workspace(IN_PACKET);
+
+	return space && send_unsent(skb, space, 0);
+}
+
+/* Sends an attempt's event, if its owner may and this CPU can. */
+static __noinline int deliver(struct __sk_buff *skb, struct workspace *space)
+{
+	struct delivery *d = &space->delivery;
+	struct limit *limit = NULL;
+	enum ring ring;
+
+	build_event(&d->event, &space->report);
+	if (rate_limit) {
+		limit = find_limit(&d->owner, &space->report);
+		if (limit && !take_token(&limit->attempts, rate_limit,
+					 space->report.time)) {
+			withhold(d, limit);
+			return 0;
+		}
+	}
+	ring = look_at_ring(event_size());
+	if (ring == RING_HAS_ROOM || (!rate_limit && ring == RING_IS_FULL)) {
+		if (!send(skb, d, limit))
+			count_as(lost);
+		for (int i = 0; i < SENT_BY_PACKET; i++)
+			if (!send_unsent_from_packet(skb))
+				break;
+		return 0;
+	}
+	if (!limit)
+		limit = find_limit(&d->owner, &space->report);
+	if (!keep(d, limit) && withhold(d, limit) && ring == RING_IS_MISSING)
+		count_as(without_ring);
+	return 0;
+}
+
+#endif

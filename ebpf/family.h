@@ -1,0 +1,48 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+#ifndef NETWORK_FAMILY_H
+#define NETWORK_FAMILY_H
+
+/*
+ * Young processes: who forks a process for each attempt is no new owner each
+ * time. Their family is an ancestor that was there for a while before them.
+ */
+
+#include <vmlinux.h>
+#include <bpf/bpf_core_read.h>
+#include <bpf/bpf_helpers.h>
+
+#include "params.h"
+
+#define YOUNG_NS NSEC_PER_SEC
+/* By how much an ancestor is older: more than links of a chain of forks are. */
+#define ELDER_NS (NSEC_PER_SEC / 10)
+#define MAX_GENERATIONS 8 /* that are looked at */
+#define INIT_PID 1 /* ancestor of all that have no elder one */
+
+/* When the task's process was started, ns since the boot. */
+static __always_inline __u64 started_at(struct task_struct *task)
+{
+	return BPF_CORE_READ(task, group_leader, start_boottime);
+}
+
+static __always_inline bool is_young(__u64 started, __u64 now)
+{
+	return now - started < YOUNG_NS;
+}
+
+/* The process ID of a young task's family, else 0. */
+static __noinline __u32 find_family(struct task_struct *task)
+{
+	__u64 started = started_at(task);
+
+	if (!is_young(started, bpf_ktime_get_boot_ns()))
+		return 0;
+	for (int i = 0; i < MAX_GENERATIONS; i++) {
+		task = BPF_CORE_READ(task, group_leader, real_parent);
+		if (started - started_at(task) >= ELDER_NS)
+			return BPF_CORE_READ(task, tgid);
+	}
+	return INIT_PID;
+}
+
+#endif
