@@ -13,6 +13,8 @@ MAKEFLAGS += --no-print-directory
 IMAGE ?= network:latest
 # where the image is compiled: auto, container (IG's builder image) or local (clang)
 BUILDER ?= auto
+# flags for `ig image build`
+BUILD_FLAGS ?=
 # how long `make fuzz` looks for new inputs
 FUZZTIME ?= 1m
 # how long `make soak` makes traffic
@@ -42,7 +44,7 @@ GADGET_SOURCES := program.bpf.c program.h gadget.yaml $(wildcard ebpf/*.h)
 
 .PHONY: help
 help: ## list the targets
-	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
 FORCE:
 
@@ -76,7 +78,7 @@ $(INCLUDE)/vmlinux.h: go.mod | $(BUILD)
 
 # What an image is made with, besides its sources: it changes when they do.
 $(BUILD)/image.options: FORCE | $(BUILD)
-	@options='$(IMAGE) $(BUILDER) $(IG_VERSION) $(SOURCE_DATE_EPOCH)'; \
+	@options='$(strip $(IMAGE) $(BUILDER) $(IG_VERSION) $(SOURCE_DATE_EPOCH) $(BUILD_FLAGS))'; \
 	[ "$$(cat $@ 2>/dev/null)" = "$$options" ] || echo "$$options" > $@
 
 .PHONY: image
@@ -86,7 +88,7 @@ $(BUILD)/image.stamp: $(GADGET_SOURCES) test/build-image $(IG) $(INCLUDE)/vmlinu
 	@rm -f $@ $(BUILD)/network.tar
 	@$(ASK_ROOT) "ig keeps images in /var/lib/ig"; \
 	SUDO='$(SUDO)' IG='$(IG)' IG_VERSION='$(IG_VERSION)' INCLUDE='$(INCLUDE)' \
-		test/build-image $(BUILDER) $(IMAGE) $(CURDIR)
+		test/build-image $(BUILDER) $(IMAGE) $(CURDIR) $(BUILD_FLAGS)
 	@$(SUDO) $(IG) image export $(IMAGE) $(BUILD)/network.tar >/dev/null
 	@$(if $(SUDO),$(SUDO) chown "$$(id -u):$$(id -g)" $(BUILD)/network.tar;) \
 	rm -rf $(LAYOUT)/blobs $(LAYOUT)/index.json $(LAYOUT)/oci-layout; \
@@ -103,6 +105,11 @@ $(BUILD)/boot: FORCE | $(BUILD)
 
 .PHONY: build
 build: $(BUILD)/netgadget ## build the gadget image and netgadget
+
+.PHONY: build-with-metadata image-with-metadata
+build-with-metadata: ## build the same with `ig image build --update-metadata`
+build-with-metadata image-with-metadata: %-with-metadata:
+	@$(MAKE) $* BUILD_FLAGS=--update-metadata
 
 # These programs by the names that one types.
 build/ig build/netgadget build/boot: build/%: $(BUILD)/% ;
@@ -149,7 +156,7 @@ test-hooks: build $(BUILD)/boot ## pass the test of what system calls leave in t
 	@$(TEST_HOOKS) | $(REPORT)
 
 .PHONY: test-image
-test-image: build ## pass the tests of the image: digest, metadata, registry, errors
+test-image: build ## pass the tests of the image: digest, metadata, registry, errors, a run
 	@$(ASK_ROOT) "ig keeps images in /var/lib/ig"
 	@$(GO_TEST) $(AS_ROOT) ./test/image | $(REPORT)
 
@@ -179,7 +186,7 @@ who-by-port: build ## score who for comparison: by the local port alone, as ig's
 	tar -cf $(BUILD)/by-port.tar -C $(BUILD)/by-port .
 	@IMAGE_FILE=$(BUILD)/by-port.tar $(MAKE) --no-print-directory test-e2e RUN=TestWho E2E_FLAGS=-compared
 
-# Names of kernels (see build/boot --help); none: all of them. TABLE=README.md
+# Names of kernels (see build/boot --help); none: all of them. TABLE=docs/evidence.md
 # writes the table of all of them there, when they are green.
 KERNELS ?=
 TABLE ?=
@@ -194,8 +201,8 @@ test-kernels: build $(foreach arch,$(FOREIGN),$(BUILD)/$(arch)/ig $(BUILD)/$(arc
 
 # Rows may come from several runs, with one SOURCE_DATE_EPOCH: the same image.
 .PHONY: kernels-table
-kernels-table: build ## write the rows that test-kernels left into the README, when all are there and green
-	@go run ./test/kernels -only-table -readme README.md
+kernels-table: build ## write the rows that test-kernels left into docs/evidence.md, when all are there and green
+	@go run ./test/kernels -only-table -readme docs/evidence.md
 
 # The same programs for guests of the other architecture.
 $(BUILD)/%/ig: go.mod go.sum | $(BUILD)

@@ -4,10 +4,7 @@ package image
 
 import (
 	"encoding/json"
-	"os"
 	"os/exec"
-	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -97,26 +94,6 @@ func parameters(t *testing.T, object []byte) []string {
 	}
 	slices.Sort(names)
 	return names
-}
-
-func TestIgHasNothingToUpdateInTheMetadata(t *testing.T) {
-	dir := sources(t)
-	build(t, "image-test:updated", dir, "--update-metadata", "--validate-metadata")
-
-	want, err := os.ReadFile(filepath.Join(tree(t), "gadget.yaml"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	got, err := os.ReadFile(filepath.Join(dir, "gadget.yaml"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	// ig v0.51.1 reads the settings of programs, but its type GadgetMetadata does
-	// not have them: an update would take them out.
-	want = regexp.MustCompile(`(?m)^programs:\n(?: .*\n)+`).ReplaceAll(want, nil)
-	if string(got) != string(want) {
-		t.Errorf("wanted gadget.yaml as it was:\n%s\ngot:\n%s", want, got)
-	}
 }
 
 func TestTheDefaultTableFits120Characters(t *testing.T) {

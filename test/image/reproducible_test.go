@@ -45,7 +45,7 @@ func TestMakeBuildsTheSameImageInAnotherTree(t *testing.T) {
 	want := stored(t, pristine(t))
 
 	clone := cloneTree(t)
-	run(t, makeImage(t, clone, "image-test:make"))
+	run(t, makeTarget(t, clone, "image", "image-test:make"))
 	if got := stored(t, "image-test:make"); got != want {
 		t.Errorf("wanted the script's digest %s, got %s", want, got)
 	}
@@ -59,7 +59,7 @@ func TestMakeOfABrokenProgramLeavesNoImage(t *testing.T) {
 	clone := cloneTree(t)
 	addSource(t, filepath.Join(clone, "program.bpf.c"), "\nint broken = ;\n")
 
-	out, err := makeImage(t, clone, "image-test:broken").CombinedOutput()
+	out, err := makeTarget(t, clone, "image", "image-test:broken").CombinedOutput()
 	if err == nil {
 		t.Errorf("wanted make to fail, got success\n%s", out)
 	}
@@ -78,9 +78,10 @@ func TestMakeOfABrokenProgramLeavesNoImage(t *testing.T) {
 	}
 }
 
-func makeImage(t *testing.T, dir, image string) *exec.Cmd {
+// makeTarget is a make that builds an image of this name in dir.
+func makeTarget(t *testing.T, dir, target, image string) *exec.Cmd {
 	t.Helper()
-	cmd := exec.Command("make", "-C", dir, "image", "IMAGE="+image, "BUILDER="+builder(),
+	cmd := exec.Command("make", "-C", dir, target, "IMAGE="+image, "BUILDER="+builder(),
 		"IG="+filepath.Join(dir, "build", "ig"))
 	cmd.Env = append(os.Environ(), "SOURCE_DATE_EPOCH="+strconv.FormatInt(commitDate.Unix(), 10))
 	return cmd

@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package image
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"gadget.example/network/internal/preflight"
+	"gadget.example/network/internal/vm"
+)
+
+// runLimit is far above what a VM takes, to boot and to run ig, on a loaded machine.
+const runLimit = 5 * time.Minute
+
+// TestIgHasNothingToUpdateInTheMetadata: ig builds the same image when it is asked
+// to update gadget.yaml, and the stock ig runs it.
+func TestIgHasNothingToUpdateInTheMetadata(t *testing.T) {
+	want := stored(t, pristine(t))
+	clone := cloneTree(t)
+	run(t, makeTarget(t, clone, "image-with-metadata", "image-test:updated"))
+
+	diff, err := exec.Command("diff", "-u", filepath.Join(tree(t), "gadget.yaml"), filepath.Join(clone, "gadget.yaml")).CombinedOutput()
+	if err != nil {
+		t.Errorf("wanted gadget.yaml as it was, got %v\n%s", err, diff)
+	}
+	if got := stored(t, "image-test:updated"); got != want {
+		t.Errorf("wanted the digest of a build without an update, %s, got %s", want, got)
+	}
+	wantRuns(t, filepath.Join(clone, "build", "network.tar"), "image-test:updated")
+}
+
+// wantRuns runs an image out of its archive until ig has reported a connection.
+func wantRuns(t *testing.T, archive, image string) {
+	t.Helper()
+	var event struct {
+		Dst struct {
+			Addr string
+			Port int
+		}
+		Proc struct{ Comm string }
+	}
+	text := firstEvent(t, archive, image)
+	err := json.Unmarshal([]byte(text), &event)
+	if err != nil || event.Dst.Addr != "127.0.0.1" || event.Dst.Port != 99 || event.Proc.Comm != "busybox" {
+		t.Errorf("wanted busybox's connection to 127.0.0.1:99, got %v, %s", err, text)
+	}
+}
+
+// firstEvent is what testdata/first-event prints: on this machine if it can run
+// ig, else in a VM.
+func firstEvent(t *testing.T, archive, image string) string {
+	t.Helper()
+	lacking := preflight.Missing(preflight.Run())
+	if lacking == nil {
+		return run(t, exec.CommandContext(t.Context(), "testdata/first-event", igBinary(t), archive, image))
+	}
+	var stdout, stderr bytes.Buffer
+	config := guest(t, archive, image)
+	config.Stdout, config.Stderr = &stdout, &stderr
+	ctx, cancel := context.WithTimeout(t.Context(), runLimit)
+	defer cancel()
+	result, err := vm.Run(ctx, config)
+	if err != nil || result.ExitStatus != 0 {
+		t.Fatalf("%v; in a VM with Linux %s: wanted an event, got status %d, %v\n%s",
+			lacking, config.Kernel.Release, result.ExitStatus, err, &stderr)
+	}
+	t.Logf("in a VM with Linux %s: %+v", config.Kernel.Release, result)
+	return stdout.String()
+}
+
+// guest is a VM that runs testdata/first-event, with the kernel of the e2e tests.
+func guest(t *testing.T, archive, image string) vm.Config {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("boots a virtual machine, which takes half a minute: not with -short")
+	}
+	commands, err := vm.Busybox()
+	if err != nil {
+		t.Fatal(err)
+	}
+	files := []vm.File{
+		{Guest: "/first-event", Host: "testdata/first-event"},
+		{Guest: "/bin/ig", Host: igBinary(t)},
+		{Guest: "/image.tar", Host: archive},
+	}
+	return vm.Config{
+		Kernel:  kernel(t),
+		Files:   append(files, commands...),
+		Command: []string{"/first-event", "/bin/ig", "/image.tar", image},
+	}
+}
+
+func kernel(t *testing.T) vm.Kernel {
+	t.Helper()
+	cache := os.Getenv("KERNEL_CACHE")
+	if cache == "" {
+		dir, err := vm.DefaultCache()
+		if err != nil {
+			t.Fatal(err)
+		}
+		cache = dir
+	}
+	k, err := vm.Fetch(t.Context(), os.Getenv("E2E_KERNEL"), cache, os.Stderr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k
+}
