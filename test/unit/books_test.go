@@ -3,6 +3,7 @@
 package unit
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"testing"
@@ -19,7 +20,20 @@ const (
 	pageBook       = "sockets"
 	pathBook       = "socket_paths"
 	igBook         = "gadget_sockets"
+	limitBook      = "limits"
+	tellingBook    = "telling"
+	flowBook       = "flows"
+	unsentBook     = "unsent"
+	announcedBook  = "announced"
+	queuedBook     = "queued"
+	counterBook    = "counters"
 )
+
+// allBooks are those that the socket filter has.
+var allBooks = []string{
+	connectionBook, portBook, pageBook, pathBook, igBook,
+	limitBook, tellingBook, flowBook, unsentBook, announcedBook, queuedBook, counterBook,
+}
 
 // A book is a map with the layout of its keys and values.
 type book struct {
@@ -28,15 +42,72 @@ type book struct {
 }
 
 func newBook(spec *ebpf.MapSpec, m *ebpf.Map) (*book, error) {
-	b := &book{Map: m}
-	var err error
-	if b.value, err = layoutOf(spec.Value); err != nil {
-		return nil, err
+	key, err1 := structLayout(spec.Key)
+	value, err2 := structLayout(spec.Value)
+	return &book{Map: m, key: key, value: value}, errors.Join(err1, err2)
+}
+
+// structLayout is none for numbers, and for what a queue has as its key.
+func structLayout(t btf.Type) (layout, error) {
+	if _, structure := btf.UnderlyingType(t).(*btf.Struct); !structure {
+		return layout{}, nil
 	}
-	if _, number := btf.UnderlyingType(spec.Key).(*btf.Int); !number {
-		b.key, err = layoutOf(spec.Key)
+	return layoutOf(t)
+}
+
+// keys are those of all entries. Unlike a value, a key can be read while sockets
+// are destroyed: in the middle of what reads a value, the kernel runs no program
+// of a kprobe on that CPU, and so misses the end of a socket (5.10 and later:
+// bpf_disable_instrumentation(), trace_call_bpf()).
+func (b *book) keys(tb testing.TB) (all [][]byte) {
+	tb.Helper()
+	var last any
+	for {
+		key := make([]byte, b.KeySize())
+		err := b.NextKey(last, key)
+		if errors.Is(err, ebpf.ErrKeyNotExist) {
+			return all
+		}
+		if err != nil {
+			tb.Fatal(err)
+		}
+		all = append(all, key)
+		last = key
 	}
-	return b, err
+}
+
+// values are those of all entries.
+func (b *book) values(tb testing.TB) (all [][]byte) {
+	tb.Helper()
+	for _, key := range b.keys(tb) {
+		value := make([]byte, b.value.size)
+		if err := b.Lookup(key, value); err != nil {
+			tb.Fatal(err)
+		}
+		all = append(all, value)
+	}
+	return all
+}
+
+// rewrite changes the values of all entries.
+func (b *book) rewrite(tb testing.TB, change func(value []byte)) {
+	tb.Helper()
+	values := b.values(tb)
+	for i, key := range b.keys(tb) {
+		change(values[i])
+		if err := b.Put(key, values[i]); err != nil {
+			tb.Fatal(err)
+		}
+	}
+}
+
+func (b *book) clear(tb testing.TB) {
+	tb.Helper()
+	for _, key := range b.keys(tb) {
+		if err := b.Delete(key); err != nil {
+			tb.Fatal(err)
+		}
+	}
 }
 
 // An entry of the books is a socket and its owner.
@@ -50,6 +121,8 @@ type entry struct {
 	sk, since uint64 // the socket's address and when it got it; 0: made up
 	device    uint32
 	isn       uint32 // of a TCP connection; 0: that of the tests' packets
+	started   uint64 // the process, in nanoseconds since the boot
+	family    uint32 // the process that a young one counts with, or 0
 	// ipv6only, connected and closed as in struct owner. unpaged: the socket's
 	// page in the books had to make way.
 	ipv6only, connected, closed, unpaged bool
@@ -112,6 +185,7 @@ func (g *gadget) write(tb testing.TB, into string, e entry, path string) {
 	}
 	for name, v := range map[string]uint64{
 		"sk": e.sk, "since": e.since, "device": uint64(e.device), "isn": uint64(e.isn),
+		"started": e.started, "family": uint64(e.family),
 		"ipv6only": bit(e.ipv6only), "connected": bit(e.connected), "closed": bit(e.closed),
 	} {
 		b.value.field(name).putUint(value, v)

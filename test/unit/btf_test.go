@@ -127,8 +127,8 @@ type event struct {
 }
 
 func (e event) String() string {
-	return fmt.Sprintf("{egress %v, netns %d, protocol %d, src %v, dst %v, endpoint %v, proc %v}",
-		e.Egress, e.NetNS, e.Protocol, e.Src, e.Dst, e.Peer, e.Proc)
+	return fmt.Sprintf("{egress %v, netns %d, protocol %d, src %v, dst %v, endpoint %v, proc %v, suppressed %d}",
+		e.Egress, e.NetNS, e.Protocol, e.Src, e.Dst, e.Peer, e.Proc, e.Suppressed)
 }
 
 type endpointLayout struct{ addr, port, proto, version field }
@@ -182,9 +182,14 @@ func newEventLayout(types *btf.Spec) (*eventLayout, error) {
 	}, nil
 }
 
-// sent is how many bytes of an event are sent when no paths are asked for: no
-// byte of nobody is behind them.
-func (l *eventLayout) sent() int { return int(l.field("cwd").offset) }
+// sent is how many bytes of an event are sent. When no paths are asked for, no
+// byte of nobody is behind them; for the others see perf_output_sample().
+func (l *eventLayout) sent(paths bool) int {
+	if !paths {
+		return int(l.field("cwd").offset)
+	}
+	return (int(l.size)+4+7)/8*8 - 4
+}
 
 func (l *eventLayout) decode(b []byte) event {
 	return event{

@@ -20,7 +20,8 @@ import (
 var packets = flag.Int("packets", 20000, "how many packets TestFuzzMany compares with gopacket's reading")
 
 // FuzzPacket compares the program's verdict on a frame with gopacket's reading
-// of the same bytes. See generator for what an input is.
+// of the same bytes. All of them are received, so that none answers another one.
+// See generator for what an input is.
 func FuzzPacket(f *testing.F) {
 	// A fuzz worker is a process, which comes by here as well.
 	g := load(f, nil)

@@ -4,10 +4,13 @@
 package unit
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -40,137 +43,143 @@ func (p parameters) set(spec *ebpf.CollectionSpec) error {
 		if err := v.Set(value); err != nil {
 			return fmt.Errorf("setting parameter %s: %w", name, err)
 		}
+		// A map's size is a parameter by its name alone, see IG's ebpf.go.
+		if name, found := strings.CutSuffix(name, "_max_entries"); found {
+			spec.Maps[name].MaxEntries = value.(uint32)
+		}
 	}
 	return nil
 }
 
-// A gadget is the socket filter, loaded on its own.
-type gadget struct {
-	program *ebpf.Program
-	books   map[string]*book
-	// counters are those of struct counters, by CPU.
-	counters *book
-	reader   *perf.Reader
-	targets  *ebpf.Map // of dispatch
-
-	events *eventLayout
-
-	record perf.Record
-	skb    [17]uint32 // struct __sk_buff up to cb[0..4]
-	run    ebpf.RunOptions
+// A setup is how a test loads the gadget.
+type setup struct {
+	params parameters
+	ring   int  // bytes per CPU; 0: ringSize
+	clock  bool // with the clock, which is still: see gadget.tick()
 }
 
-// cb0 is the index of cb[0] in struct __sk_buff, counted in 4 bytes.
-const cb0 = 12
+// A gadget is the socket filter, loaded on its own.
+type gadget struct {
+	giver // for one thread
+	clock *ebpf.Program
+
+	collection *ebpf.Collection
+	books      map[string]*book
+	reader     *perf.Reader
+	targets    *ebpf.Map // of dispatch
+
+	events *eventLayout
+	paths  bool // events have them
+
+	record perf.Record
+}
 
 // load loads the gadget for a test, and unloads it when the test ends.
 func load(tb testing.TB, params parameters) *gadget {
 	tb.Helper()
+	return setup{params: params}.load(tb)
+}
+
+func (s setup) load(tb testing.TB) *gadget {
+	tb.Helper()
 	if os.Geteuid() != 0 {
 		tb.Skip("needs root: loads eBPF programs")
 	}
-	g, err := newGadget(params)
+	spec, err := object.Read()
 	if err != nil {
 		tb.Fatal(err)
+	}
+	limit := parameters{"rate_limit": uint32(0)} // tests are floods
+	if err := errors.Join(limit.set(spec), s.params.set(spec), s.reduce(spec)); err != nil {
+		tb.Fatal(err)
+	}
+	c, err := object.Load(spec)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(c.Close)
+	return s.open(tb, spec, c)
+}
+
+// open takes the gadget from what is loaded.
+func (s setup) open(tb testing.TB, spec *ebpf.CollectionSpec, c *ebpf.Collection) *gadget {
+	tb.Helper()
+	g := &gadget{collection: c, books: map[string]*book{}, paths: s.params["paths"] == true}
+	var err error
+	if g.events, err = newEventLayout(spec.Types); err != nil {
+		tb.Fatal(err)
+	}
+	for _, name := range allBooks {
+		if g.books[name], err = newBook(spec.Maps[name], c.Maps[name]); err != nil {
+			tb.Fatal(err)
+		}
+	}
+	g.program, g.clock = c.Programs[filterProgram], c.Programs[clockProgram]
+	if g.reader, err = perf.NewReader(c.Maps["events"], cmp.Or(s.ring, ringSize)); err != nil {
+		tb.Fatalf("opening the events: %v", err)
 	}
 	tb.Cleanup(g.close)
 	return g
 }
 
-func newGadget(params parameters) (*gadget, error) {
-	spec, err := object.Read()
-	if err != nil {
-		return nil, err
-	}
-	program, err := keepSocketFilter(spec)
-	if err != nil {
-		return nil, err
-	}
-	limit := parameters{"rate_limit": uint32(0)} // tests are floods
-	if err := errors.Join(limit.set(spec), params.set(spec)); err != nil {
-		return nil, err
-	}
-	g := &gadget{}
-	if g.events, err = newEventLayout(spec.Types); err != nil {
-		return nil, err
-	}
-	return g, g.load(spec, program)
-}
-
-func (g *gadget) load(spec *ebpf.CollectionSpec, program string) error {
-	c, err := object.Load(spec)
-	if err != nil {
-		return err
-	}
-	defer c.Close()
-
-	g.reader, err = perf.NewReader(c.Maps["events"], ringSize)
-	if err != nil {
-		return fmt.Errorf("opening the events: %w", err)
-	}
-	g.program = c.DetachProgram(program)
-	if g.counters, err = newBook(spec.Maps["counters"], c.DetachMap("counters")); err != nil {
-		return err
-	}
-	g.books = map[string]*book{}
-	for _, name := range []string{connectionBook, portBook, pageBook, igBook} {
-		if g.books[name], err = newBook(spec.Maps[name], c.DetachMap(name)); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
 func (g *gadget) close() {
 	_ = g.reader.Close()
-	_ = g.program.Close()
-	_ = g.counters.Close()
 	if g.targets != nil {
 		_ = g.targets.Close()
 	}
-	for _, b := range g.books {
-		_ = b.Close()
-	}
 }
 
-// keepSocketFilter leaves the socket filter and its maps, and returns its name:
-// the object's other programs may be of kinds that this kernel cannot load.
-func keepSocketFilter(spec *ebpf.CollectionSpec) (name string, err error) {
+// The programs by their names in the object.
+const (
+	filterProgram = "network"
+	clockProgram  = "network_timeout"
+)
+
+// reduce leaves the socket filter, and the clock if it is asked for: the object's
+// other programs may be of kinds that this kernel cannot load.
+func (s setup) reduce(spec *ebpf.CollectionSpec) error {
+	filter, clock := spec.Programs[filterProgram], spec.Programs[clockProgram]
+	if filter == nil || filter.Type != ebpf.SocketFilter || clock == nil {
+		return fmt.Errorf("the eBPF object lacks the socket filter %s or the clock %s", filterProgram, clockProgram)
+	}
+	spec.Programs = map[string]*ebpf.ProgramSpec{filterProgram: filter}
+	if s.clock {
+		// A test can run the program of a raw tracepoint, but none of a kprobe; the
+		// clock reads nothing of what either is given.
+		clock.Type, clock.AttachTo = ebpf.RawTracepoint, ""
+		spec.Programs[clockProgram] = clock
+	}
+	dropUnused(spec)
+	return nil
+}
+
+// dropUnused leaves the maps and variables that the programs use.
+func dropUnused(spec *ebpf.CollectionSpec) {
 	needed := map[string]bool{}
-	for n, p := range spec.Programs {
-		if p.Type != ebpf.SocketFilter {
-			delete(spec.Programs, n)
-			continue
-		}
-		if name != "" {
-			return "", fmt.Errorf("the eBPF object has two socket filters: %s and %s", name, n)
-		}
-		name = n
+	for _, p := range spec.Programs {
 		for _, ins := range p.Instructions {
 			if ins.IsLoadFromMap() {
 				needed[ins.Reference()] = true
 			}
 		}
 	}
-	for n := range spec.Maps {
-		if !needed[n] {
-			delete(spec.Maps, n)
-		}
-	}
-	for n, v := range spec.Variables {
-		if !needed[v.SectionName] {
-			delete(spec.Variables, n)
-		}
-	}
-	if name == "" {
-		return "", errors.New("the eBPF object has no socket filter")
-	}
-	return name, nil
+	maps.DeleteFunc(spec.Maps, func(name string, _ *ebpf.MapSpec) bool { return !needed[name] })
+	maps.DeleteFunc(spec.Variables, func(_ string, v *ebpf.VariableSpec) bool { return !needed[v.SectionName] })
 }
+
+// A giver gives the program frames, one after the other.
+type giver struct {
+	program *ebpf.Program
+	skb     [17]uint32 // struct __sk_buff up to cb[0..4]
+	run     ebpf.RunOptions
+}
+
+// cb0 is the index of cb[0] in struct __sk_buff, counted in 4 bytes.
+const cb0 = 12
 
 // test runs the program for an Ethernet frame that the loopback device of this
 // network namespace receives, as the namespace netns.
-func (g *gadget) test(frame []byte, netns uint32) error {
+func (g *giver) test(frame []byte, netns uint32) error {
 	g.skb[cb0] = netns
 	g.run.Data = frame
 	g.run.Context = g.skb[:]
@@ -179,6 +188,14 @@ func (g *gadget) test(frame []byte, netns uint32) error {
 		return errRejected
 	}
 	return err
+}
+
+// tick runs the clock on this CPU.
+func (g *gadget) tick() error {
+	if _, err := g.clock.Run(&ebpf.RunOptions{}); err != nil {
+		return fmt.Errorf("running the clock: %w", err)
+	}
+	return nil
 }
 
 // isTooShortToTest finds the frames that bpf_prog_test_run_skb() may reject:
@@ -222,7 +239,7 @@ func (g *gadget) next(deadline time.Time) (event, uint64, error) {
 		return event{}, 0, fmt.Errorf("the kernel lost %d events", g.record.LostSamples)
 	}
 	b := g.record.RawSample
-	if want := g.events.sent(); len(b) != want {
+	if want := g.events.sent(g.paths); len(b) != want {
 		return event{}, 0, fmt.Errorf("an event has %d bytes, want %d", len(b), want)
 	}
 	return g.events.decode(b), g.events.timestamp.uint(b), nil

@@ -26,42 +26,16 @@ import (
 // hookAll loads the object and attaches its kprobes, as IG does. The tests with
 // them have a build tag of their own: `make test-hooks` runs them on a kernel
 // that has kprobes.
-func hookAll(t *testing.T, params parameters) map[string]*book {
+func hookAll(t *testing.T, params parameters) *gadget {
 	t.Helper()
 	spec, c := loadObject(t, params)
+	g := setup{params: params}.open(t, spec, c)
 	detach, err := object.AttachKprobes(spec, c)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = detach() })
-	books := map[string]*book{}
-	for _, name := range []string{connectionBook, portBook, pageBook, pathBook} {
-		if books[name], err = newBook(spec.Maps[name], c.Maps[name]); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return books
-}
-
-// keys are those of all entries. Unlike a value, a key can be read while sockets
-// are destroyed: in the middle of what reads a value, the kernel runs no program
-// of a kprobe on that CPU, and so misses the end of a socket (5.10 and later:
-// bpf_disable_instrumentation(), trace_call_bpf()).
-func (b *book) keys(t *testing.T) (all [][]byte) {
-	t.Helper()
-	var last any
-	for {
-		key := make([]byte, b.KeySize())
-		err := b.NextKey(last, key)
-		if errors.Is(err, ebpf.ErrKeyNotExist) {
-			return all
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		all = append(all, key)
-		last = key
-	}
+	return g
 }
 
 // keysOf are those of a network namespace.
@@ -198,7 +172,7 @@ func failing(do func(map[string]int) error, want error) func(map[string]int) err
 
 func TestSystemCallsFillTheBooks(t *testing.T) {
 	const tcp, udp = protoTCP, protoUDP
-	books := hookAll(t, nil)
+	books := hookAll(t, nil).books
 	udpPort := func(local netip.AddrPort) booked { return booked{local: local, proto: udp} }
 	tcpPort := func(local netip.AddrPort) booked { return booked{local: local, proto: tcp} }
 	peer := func(proto uint8) []booked { return []booked{{local: here4, remote: there4, proto: proto}} }
@@ -286,7 +260,7 @@ func TestSystemCallsFillTheBooks(t *testing.T) {
 // address: what its ends were is forgotten.
 func TestSystemCallsBeginAPageAnew(t *testing.T) {
 	const most = 1000 // sockets
-	books := hookAll(t, nil)
+	books := hookAll(t, nil).books
 	pages := books[pageBook]
 	for _, c := range []struct {
 		name, book, path string
@@ -366,7 +340,7 @@ func TestSystemCallsBeginAPageAnew(t *testing.T) {
 // TestSystemCallsRememberPaths opens ports in folders whose paths are of many
 // lengths: one that there is no room for is not known.
 func TestSystemCallsRememberPaths(t *testing.T) {
-	b := hookAll(t, parameters{"paths": true})[pathBook]
+	b := hookAll(t, parameters{"paths": true}).books[pathBook]
 	exe, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)

@@ -3,43 +3,14 @@
 package unit
 
 import (
-	"runtime"
+	"errors"
+	"slices"
 	"testing"
 	"time"
 
+	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 )
-
-// counted are the gadget's own counters, summed over the CPUs.
-type counted struct{ reported, lost, withheld uint64 }
-
-func (g *gadget) counted(t *testing.T) (sum counted) {
-	t.Helper()
-	var values [][]byte
-	if err := g.counters.Lookup(uint32(0), &values); err != nil {
-		t.Fatal(err)
-	}
-	for _, value := range values {
-		number := func(name string) uint64 { return g.counters.value.field(name).uint(value) }
-		sum.reported += number("reported")
-		sum.lost += number("lost")
-		sum.withheld += number("withheld")
-	}
-	return sum
-}
-
-// flood gives the program a packet n times, and returns what it reports of it.
-func (g *gadget) flood(t *testing.T, p packet, n int) (events []event) {
-	t.Helper()
-	for range n {
-		got, err := g.verdict(p.frame(), someNetNS)
-		if err != nil {
-			t.Fatal(err)
-		}
-		events = append(events, got...)
-	}
-	return events
-}
 
 func TestAFloodIsWithheldFromItsOwnerAlone(t *testing.T) {
 	const packets, limit = 200, 20
@@ -49,8 +20,8 @@ func TestAFloodIsWithheldFromItsOwnerAlone(t *testing.T) {
 	g := load(t, parameters{"rate_limit": uint32(limit)})
 	g.bookPort(t, entry{netns: someNetNS, local: here4, proto: protoUDP, owner: someone})
 	start := time.Now()
-	flood := g.flood(t, nobodys, packets)
-	other := g.flood(t, mine, limit)
+	flood := g.give(t, slices.Repeat([]packet{nobodys}, packets)...)
+	other := g.give(t, slices.Repeat([]packet{mine}, limit)...)
 	// The bucket is full at first, and gets a token for every 20th of a second.
 	most := limit + int(time.Since(start)*limit/time.Second) + 1
 	if len(flood) < limit || len(flood) > most {
@@ -59,100 +30,248 @@ func TestAFloodIsWithheldFromItsOwnerAlone(t *testing.T) {
 	if len(other) != limit {
 		t.Errorf("beside a flood, of %d packets of another owner %d were reported, want all", limit, len(other))
 	}
-
-	want := counted{reported: uint64(len(flood) + limit), withheld: uint64(packets - len(flood))}
-	if got := g.counted(t); got != want {
-		t.Errorf("the gadget counts %+v, want %+v", got, want)
-	}
+	g.expect(t, counted{
+		reported: uint64(len(flood) + limit), withheld: uint64(packets - len(flood) - 1), announced: 1,
+	})
 }
 
 func TestNoLimitWithholdsNothing(t *testing.T) {
 	const packets = 2000
 	g := load(t, parameters{"rate_limit": uint32(0)})
-	g.flood(t, between(protoUDP, there4, here4), packets)
-	if got, want := g.counted(t), (counted{reported: packets}); got != want {
-		t.Errorf("the gadget counts %+v, want %+v", got, want)
-	}
+	g.give(t, slices.Repeat([]packet{between(protoUDP, there4, here4)}, packets)...)
+	g.expect(t, counted{reported: packets})
 }
 
-// stayOnOneCPU keeps the test's thread where it is: what a CPU has withheld, an
-// event on the same CPU tells.
-func stayOnOneCPU(t *testing.T) {
-	t.Helper()
-	runtime.LockOSThread() // until the test's goroutine ends, and so for good
-	var all, one unix.CPUSet
-	if err := unix.SchedGetaffinity(0, &all); err != nil {
-		t.Fatal(err)
-	}
-	for cpu := 0; one.Count() == 0; cpu++ {
-		if all.IsSet(cpu) {
-			one.Set(cpu)
-		}
-	}
-	if err := unix.SchedSetaffinity(0, &one); err != nil {
-		t.Fatal(err)
-	}
-}
-
-// flooder gives the program one packet again and again, on one CPU.
-type flooder struct {
-	*gadget
-	packet packet
-
-	sent uint64 // packets
-	told uint64 // attempts that were withheld, by the events
-}
-
-// until goes on until a condition holds, which a token of the bucket can take.
-func (f *flooder) until(t *testing.T, done func(counted) bool) {
-	t.Helper()
-	for end := time.Now().Add(patience); !done(f.counted(t)); f.sent++ {
-		if time.Now().After(end) {
-			t.Fatalf("of %d packets the gadget counts %+v, and its events tell of %d that were withheld", f.sent, f.counted(t), f.told)
-		}
-		for _, e := range f.flood(t, f.packet, 1) {
-			f.told += e.Suppressed
-		}
-	}
-}
-
-// check compares the counters with what was sent and told.
-func (f *flooder) check(t *testing.T) {
-	t.Helper()
-	if got := f.counted(t); got.withheld != f.told || got.reported+got.lost+f.told != f.sent {
-		t.Errorf("of %d packets the gadget counts %+v, and its events tell of %d that were withheld", f.sent, got, f.told)
-	}
-}
-
-func newFlooder(t *testing.T) *flooder {
-	t.Helper()
-	stayOnOneCPU(t)
-	return &flooder{gadget: load(t, parameters{"rate_limit": uint32(10)}), packet: between(protoTCP, there4, here4)}
-}
-
-// TestTheNextEventTellsWhatWasWithheld goes on until the owner's bucket has a
-// token again.
+// TestTheNextEventTellsWhatWasWithheld has the first one that is withheld wait
+// for the clock: it will be told by an event of its own.
 func TestTheNextEventTellsWhatWasWithheld(t *testing.T) {
-	f := newFlooder(t)
-	f.until(t, func(counted) bool { return f.told > 0 })
-	f.check(t)
-	if got := f.counted(t); got.lost != 0 {
-		t.Errorf("the gadget counts %+v, want none lost", got)
+	g := load(t, parameters{"rate_limit": uint32(10)})
+	p := between(protoTCP, there4, here4)
+	for _, step := range []struct {
+		empty bool     // has the bucket been emptied?
+		give  int      // packets
+		told  []uint64 // by the event of each that is reported
+	}{
+		{false, 1, []uint64{0}},
+		{true, 5, nil},
+		{false, 2, []uint64{4, 0}},
+		{true, 2, nil},
+		{false, 1, []uint64{2}},
+	} {
+		if g.fillBuckets(t); step.empty {
+			g.emptyBuckets(t)
+		}
+		var want []event
+		for _, n := range step.told {
+			want = append(want, telling(p.event(false, someNetNS), n))
+		}
+		got := g.give(t, slices.Repeat([]packet{p}, step.give)...)
+		if err := difference(p.frame(), got, want); err != nil {
+			t.Errorf("%d times, with the bucket emptied: %t: %v", step.give, step.empty, err)
+		}
+	}
+	g.expect(t, counted{reported: 4, withheld: 6, announced: 1})
+}
+
+// refuse puts a ring in place of this CPU's that has room, but is paused: the
+// kernel refuses what the gadget takes for possible.
+func (g *gadget) refuse(t *testing.T) {
+	t.Helper()
+	cpu, err := cpus() // the test stays on the first one
+	if err != nil {
+		t.Fatal(err)
+	}
+	fd, err := unix.PerfEventOpen(&unix.PerfEventAttr{
+		Type: unix.PERF_TYPE_SOFTWARE, Config: unix.PERF_COUNT_SW_BPF_OUTPUT, Sample_type: unix.PERF_SAMPLE_RAW,
+	}, -1, cpu[0], -1, unix.PERF_FLAG_FD_CLOEXEC)
+	if err != nil {
+		t.Fatalf("opening a perf event: %v", err)
+	}
+	t.Cleanup(func() { _ = unix.Close(fd) })
+	ring, err := unix.Mmap(fd, 0, 2*unix.Getpagesize(), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		t.Fatalf("mapping a perf ring: %v", err)
+	}
+	t.Cleanup(func() { _ = unix.Munmap(ring) })
+	if err := unix.IoctlSetInt(fd, unix.PERF_EVENT_IOC_PAUSE_OUTPUT, 1); err != nil {
+		t.Fatalf("pausing a perf ring: %v", err)
+	}
+	if err := g.collection.Maps["events"].Put(uint32(cpu[0]), uint32(fd)); err != nil {
+		t.Fatalf("giving a CPU another ring: %v", err)
 	}
 }
 
-// TestWhatALostEventWouldHaveToldTheNextOneTells has the kernel refuse events:
-// there is no ring.
 func TestWhatALostEventWouldHaveToldTheNextOneTells(t *testing.T) {
-	f := newFlooder(t)
-	f.until(t, func(c counted) bool { return c.withheld > 0 })
-	if err := f.reader.Pause(); err != nil {
+	stayOnOneCPU(t)
+	g := load(t, parameters{"rate_limit": uint32(10)})
+	p := between(protoTCP, there4, here4)
+	g.give(t, p)
+	g.emptyBuckets(t)
+	g.give(t, p, p, p)
+	g.fillBuckets(t)
+	g.refuse(t)
+	g.give(t, p)
+	g.expect(t, counted{reported: 1, withheld: 2, announced: 1, lost: 1})
+	g.resume(t)
+	got := g.give(t, p)
+	if err := difference(p.frame(), got, []event{telling(p.event(false, someNetNS), 2)}); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestOneProgramAtATimeTellsOfAnOwner has another CPU's program be about to.
+func TestOneProgramAtATimeTellsOfAnOwner(t *testing.T) {
+	g := load(t, parameters{"rate_limit": uint32(10)})
+	p := between(protoTCP, there4, here4)
+	g.give(t, p)
+	g.emptyBuckets(t)
+	g.give(t, p, p, p)
+	g.fillBuckets(t)
+	owner := g.books[limitBook].keys(t)[0]
+	if err := g.books[tellingBook].Put(owner, uint32(1)); err != nil {
 		t.Fatal(err)
 	}
-	f.until(t, func(c counted) bool { return c.lost > 0 })
-	if err := f.reader.Resume(); err != nil {
+	own := p.event(false, someNetNS)
+	compare(t, "while another one tells", g.give(t, p), []event{own})
+	g.books[tellingBook].clear(t)
+	compare(t, "after it", g.give(t, p, p), []event{telling(own, 2), own})
+}
+
+// TestEachOneWithheldIsToldOnce gives packets of one owner on two CPUs at the
+// same time, some of which get a token.
+func TestEachOneWithheldIsToldOnce(t *testing.T) {
+	const limit, packets = 20_000, 300_000 // on each CPU
+	g := setup{params: parameters{"rate_limit": uint32(limit)}, ring: 16 << 20, clock: true}.load(t)
+	frame := between(protoTCP, there4, here4).frame()
+	onTwoCPUs(t, func() error {
+		one := giver{program: g.program, run: ebpf.RunOptions{Repeat: packets}}
+		return one.test(frame, someNetNS)
+	})
+	g.age(t, announcedBook, time.Second)
+	if err := g.tick(); err != nil {
 		t.Fatal(err)
 	}
-	f.until(t, func(counted) bool { return f.told > 0 })
-	f.check(t)
+	events, err := g.drain(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := g.counted(t)
+	want := counted{reported: uint64(len(events)), withheld: 2*packets - uint64(len(events))}
+	if got != want || got.withheld == 0 {
+		t.Errorf("of %d packets the gadget counts\n got %+v\nwant %+v, and some withheld", 2*packets, got, want)
+	}
+	if told := told(events); told != got.withheld {
+		t.Errorf("%d were withheld, the events tell of %d", got.withheld, told)
+	}
+	t.Logf("%+v", got)
+}
+
+// A party is who an attempt is for: a process of a namespace, young or not.
+type party struct {
+	pid, netns uint32 // pid 0: nobody is known
+	family     uint32 // as in struct owner
+	old        bool   // a second, at least
+	crowded    bool   // its family has started many at once
+}
+
+// attempt books the party's socket on a port, and returns an attempt for it.
+func (p party) attempt(tb testing.TB, g *gadget, port uint16, now uint64) (packet, event) {
+	tb.Helper()
+	packet := tcp4.with(toPort(port))
+	if p.crowded {
+		g.crowd(tb, p.netns, p.family)
+	}
+	if p.pid == 0 {
+		return packet, packet.event(false, p.netns)
+	}
+	owner := someone
+	owner.PID = uint64(p.pid)
+	e := entry{netns: p.netns, local: packet.to(), proto: packet.proto, owner: owner, started: now, family: p.family}
+	if p.old {
+		e.started -= uint64(time.Second)
+	}
+	g.bookPort(tb, e)
+	return packet, owned(packet.event(false, p.netns), owner)
+}
+
+// share tells whether an attempt for one party takes the token of another one's;
+// sure: the young ones have been young to the end.
+func (g *gadget) share(tb testing.TB, one, other party) (share, sure bool) {
+	tb.Helper()
+	g.books[portBook].clear(tb)
+	g.books[limitBook].clear(tb)
+	now := bootTime(tb)
+	first, want1 := one.attempt(tb, g, 100, now)
+	got, err := g.verdict(first.frame(), one.netns)
+	if err := errors.Join(err, difference(first.frame(), got, []event{want1})); err != nil {
+		tb.Fatal(err)
+	}
+	g.emptyBuckets(tb)
+	second, want2 := other.attempt(tb, g, 200, now)
+	got, err = g.verdict(second.frame(), other.netns)
+	if share = len(got) == 0; !share {
+		err = errors.Join(err, difference(second.frame(), got, []event{want2}))
+	}
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return share, bootTime(tb)-now < uint64(time.Second)
+}
+
+func TestABucketIsSharedByOneProcessOrACrowdedYoungFamily(t *testing.T) {
+	g := load(t, parameters{"rate_limit": uint32(1)})
+	nobody := party{netns: someNetNS}
+	young := func(pid, family uint32) party { return party{pid: pid, netns: someNetNS, family: family} }
+	crowded := func(pid, family uint32) party {
+		return party{pid: pid, netns: someNetNS, family: family, crowded: true}
+	}
+	old := func(pid, family uint32) party { return party{pid: pid, netns: someNetNS, family: family, old: true} }
+	away := func(p party) party { p.netns++; return p }
+	for _, c := range []struct {
+		name       string
+		one, other party
+		share      bool
+	}{
+		{"two sockets of a process", old(1, 0), old(1, 0), true},
+		{"two processes", old(1, 0), old(2, 0), false},
+		{"a process in two namespaces", old(1, 0), away(old(1, 0)), false},
+		{"nobody, twice", nobody, nobody, true},
+		{"nobody, in two namespaces", nobody, away(nobody), false},
+		{"a process and nobody", old(1, 0), nobody, false},
+		{"two young ones of a family", young(1, 9), young(2, 9), false},
+		{"a young one, twice", young(1, 9), young(1, 9), true},
+		{"two young ones of a crowded family", crowded(1, 9), crowded(2, 9), true},
+		{"two young ones of two crowded families", crowded(1, 9), crowded(2, 8), false},
+		{"two young ones of a crowded family, in two namespaces", crowded(1, 9), away(crowded(2, 9)), false},
+		{"one of a crowded family, and one that has got old", crowded(1, 9), old(2, 9), false},
+		{"one of a crowded family, and its ancestor", crowded(1, 9), old(9, 0), false},
+		{"a young one and its ancestor", young(1, 9), old(9, 0), false},
+		{"two of a family that have got old", old(1, 9), old(2, 9), false},
+		{"a young one, and one that has got old", young(1, 9), old(2, 9), false},
+		{"one that has got old, and its ancestor", old(1, 9), old(9, 0), false},
+		{"one that has got old, twice", old(1, 9), old(1, 9), true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			share, sure := g.share(t, c.one, c.other)
+			for end := time.Now().Add(patience); !sure && time.Now().Before(end); {
+				share, sure = g.share(t, c.one, c.other)
+			}
+			if share != c.share {
+				t.Errorf("%+v and %+v share a bucket: got %t, want %t", c.one, c.other, share, c.share)
+			}
+		})
+	}
+}
+
+func TestSentAndReceivedOnesAreLimitedApart(t *testing.T) {
+	w := newVeth(t, false)
+	g := load(t, parameters{"rate_limit": uint32(1)})
+	w.attach(t, g)
+	got, err := w.send(g, tcp4)
+	err = errors.Join(err,
+		difference(tcp4.frame(), got.egress, []event{tcp4.event(true, wireNetNS)}),
+		difference(tcp4.frame(), got.ingress, []event{tcp4.event(false, wireNetNS)}))
+	if err != nil {
+		t.Errorf("of nobody's one token a second: %v", err)
+	}
 }

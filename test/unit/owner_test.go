@@ -405,17 +405,31 @@ func TestTrafficNamesTheOwnerOfItsSocket(t *testing.T) {
 	}
 }
 
-// seen sends a packet and returns what g reports of it at one end.
+// seen sends a packet that begins something, and returns what g reports of it at
+// one end.
 func (w *wire) seen(g *gadget, p packet, egress bool) ([]event, error) {
+	g.forgetFlows(w.tb)
+	got, err := w.send(g, p)
+	if egress {
+		return got.egress, err
+	}
+	return got.ingress, err
+}
+
+// send sends a packet and returns what g reports of it.
+func (w *wire) send(g *gadget, p packet) (r reports, err error) {
 	if _, err := g.drain(nil); err != nil { // of sentinels
-		return nil, err
+		return r, err
 	}
 	frame, _ := w.adapt(p.frame())
 	if _, err := w.exchange(frame); err != nil {
-		return nil, err
+		return r, err
 	}
 	got, err := g.drain(nil)
-	return slices.DeleteFunc(got, func(e event) bool { return isSentinel(e) || e.Egress != egress }), err
+	for _, e := range got {
+		r.add(e)
+	}
+	return r, err
 }
 
 // TestBookedSocketIsNamedWhileItHasThePort books sockets with their port, and

@@ -5,6 +5,7 @@ package unit
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"testing"
 )
@@ -155,6 +156,62 @@ func TestProcessFiltersLetTheirProcessThroughAlone(t *testing.T) {
 			if err := errors.Join(err, difference(tcp4.frame(), got, want)); err != nil {
 				t.Errorf("with %v: %v", c.params, err)
 			}
+		})
+	}
+}
+
+// TestAttemptsOfNobodyAreCountedWhereSomebodyIsWanted: the user may have meant
+// them, and is told how many there were.
+func TestAttemptsOfNobodyAreCountedWhereSomebodyIsWanted(t *testing.T) {
+	w := newVeth(t, false)
+	leftOut := func(sent, received uint64) counted { return counted{leftOutSent: sent, leftOutReceived: received} }
+	comm := [16]byte{'c', 'u', 'r', 'l'}
+	for _, c := range []struct {
+		name   string
+		params parameters
+		owner  process // of the receiver's socket
+		want   counted // of one attempt, sent and received
+	}{
+		{"no filter", nil, process{}, counted{reported: 2}},
+		{"a filter of ports", parameters{"port": uint16(80)}, process{}, counted{}},
+		{"a process", parameters{"targ_pid": uint32(1)}, process{}, leftOut(1, 1)},
+		{"a thread", parameters{"targ_tid": uint32(1)}, process{}, leftOut(1, 1)},
+		{"a command", parameters{"targ_comm": comm}, process{}, leftOut(1, 1)},
+		{"a user", parameters{"targ_uid": uint32(0)}, process{}, leftOut(1, 1)},
+		{"a group", parameters{"targ_gid": uint32(0)}, process{}, leftOut(1, 1)},
+		{"containers", parameters{"gadget_filter_by_mntns": true}, process{}, leftOut(1, 1)},
+		{"a process, where another is known", parameters{"targ_pid": uint32(1)}, someone, leftOut(1, 0)},
+		{
+			"a process, where it is known",
+			parameters{"targ_pid": uint32(someone.PID)},
+			someone,
+			counted{reported: 1, leftOutSent: 1},
+		},
+		{
+			"a process, of what is sent",
+			parameters{"targ_pid": uint32(1), "egress_only": true},
+			process{},
+			leftOut(1, 0),
+		},
+		{
+			"a process, of what is received",
+			parameters{"targ_pid": uint32(1), "ingress_only": true},
+			process{},
+			leftOut(0, 1),
+		},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			params := parameters{"tcp_only": true} // no sentinels
+			maps.Copy(params, c.params)
+			g := load(t, params)
+			w.attach(t, g)
+			if c.owner.Set {
+				g.bookPort(t, entry{local: tcp4.to(), proto: tcp4.proto, owner: c.owner})
+			}
+			if _, err := w.send(g, tcp4); err != nil {
+				t.Fatal(err)
+			}
+			g.expect(t, c.want)
 		})
 	}
 }

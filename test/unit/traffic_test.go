@@ -7,8 +7,10 @@ import (
 	"testing"
 )
 
-// check sends a frame and compares what both ends report with the reference.
+// check sends a frame and compares what both ends report with the reference,
+// which knows nothing of the frames before.
 func (w *wire) check(r *reference, frame []byte) error {
+	w.watcher.forgetFlows(w.tb)
 	got, err := w.exchange(frame)
 	if err != nil {
 		return err

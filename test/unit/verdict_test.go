@@ -103,20 +103,23 @@ func TestCutPacketIsIgnoredAtEveryLength(t *testing.T) {
 	}
 }
 
+// bootTime is in nanoseconds since the boot.
+func bootTime(tb testing.TB) uint64 {
+	tb.Helper()
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
+		tb.Fatal(err)
+	}
+	return uint64(ts.Nano())
+}
+
 func TestEventHasTheTimeSinceTheBoot(t *testing.T) {
 	g := load(t, nil)
-	now := func() uint64 {
-		var ts unix.Timespec
-		if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
-			t.Fatal(err)
-		}
-		return uint64(ts.Nano())
-	}
-	before := now()
+	before := bootTime(t)
 	if err := g.test(tcp4.frame(), someNetNS); err != nil {
 		t.Fatal(err)
 	}
-	after := now()
+	after := bootTime(t)
 	_, at, err := g.next(time.Now().Add(patience))
 	if err != nil {
 		t.Fatal(err)

@@ -108,36 +108,6 @@ func (w *wire) do(task func()) {
 	<-done
 }
 
-// onOneCPU runs do on a thread that stays on one CPU.
-func onOneCPU(do func() error) error {
-	result := make(chan error)
-	go func() {
-		runtime.LockOSThread() // for good: the thread ends with the goroutine
-		if err := pinToOneCPU(); err != nil {
-			result <- err
-			return
-		}
-		result <- do()
-	}()
-	return <-result
-}
-
-func pinToOneCPU() error {
-	var allowed, one unix.CPUSet
-	if err := unix.SchedGetaffinity(0, &allowed); err != nil {
-		return fmt.Errorf("asking for the thread's CPUs: %w", err)
-	}
-	for cpu := 0; one.Count() == 0; cpu++ {
-		if allowed.IsSet(cpu) {
-			one.Set(cpu)
-		}
-	}
-	if err := unix.SchedSetaffinity(0, &one); err != nil {
-		return fmt.Errorf("pinning a thread to a CPU: %w", err)
-	}
-	return nil
-}
-
 // attach makes a gadget see what the watcher sees, in place of the last one.
 // Its sockets stay: the kernel takes its time to close one.
 func (w *wire) attach(tb testing.TB, g *gadget) {
