@@ -14,6 +14,8 @@ import (
 	"syscall"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"gadget.example/network/test/e2e/attempt"
 )
 
@@ -110,4 +112,25 @@ func (a *agent) ask(request attempt.Request) (attempt.Report, error) {
 		return report, fmt.Errorf("agent %d in %s: %.2000s: %s", a.pid, a.ns.name, request, report.Failed)
 	}
 	return report, nil
+}
+
+// moveTo has an agent do all that it is asked from now on on one CPU.
+func (a *agent) moveTo(t *testing.T, cpu int) {
+	t.Helper()
+	var set unix.CPUSet
+	set.Set(cpu)
+	if err := unix.SchedSetaffinity(a.pid, &set); err != nil { // its first thread does it
+		t.Fatalf("moving agent %d to CPU %d: %v", a.pid, cpu, err)
+	}
+}
+
+// askAll has several agents do the same, all at once.
+func askAll(agents []*agent, request attempt.Request) ([]attempt.Report, error) {
+	reports, errs := make([]attempt.Report, len(agents)), make([]error, len(agents))
+	var wg sync.WaitGroup
+	for i, a := range agents {
+		wg.Go(func() { reports[i], errs[i] = a.ask(request) })
+	}
+	wg.Wait()
+	return reports, errors.Join(errs...)
 }

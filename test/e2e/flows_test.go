@@ -99,6 +99,7 @@ func TestUDPFlows(t *testing.T) {
 	}{
 		{"each is reported once", testEachFlowOnce},
 		{"one that was silent is reported again", testSilentFlows},
+		{"one that wakes by its other side is not", testWokenFlows},
 		{"none is lost when the table is full", testTooManyFlows},
 		{"an answer is none when only what is sent is reported", testFlowsSent},
 		{"without the parameter each datagram to a low port is reported", testNoFlows},
@@ -150,17 +151,61 @@ func testSilentFlows(t *testing.T, a *actors) {
 	var truth []want
 	events := a.watchFlows(t, map[string]string{"udp-idle": fmt.Sprint(idle.Seconds())}, func() {
 		truth = append(truth, a.exchange(t, silent, 1)...)
-		since := time.Now()
 		truth = append(truth, a.exchange(t, busy, 1)...)
-		for last := time.Now(); time.Since(since) <= idle; last = time.Now() {
-			a.exchange(t, busy, 0)
-			if pause := time.Since(last); pause >= idle/2 {
-				t.Fatalf("this machine is too slow: flows that are to go on were silent for %v", pause)
-			}
-		}
+		a.idleFor(t, idle, busy)
 		truth = append(truth, a.exchange(t, silent, 1)...)
 	})
 	compare(t, events, truth)
+}
+
+// testWokenFlows has who was called speak first after the idle time.
+func testWokenFlows(t *testing.T, a *actors) {
+	const idle = 10 * time.Second
+	const port = 4433
+	var truth []want
+	server := startAgent(t, a.pair.ends[1], agentOptions{name: "woken"})
+	events := a.watchFlows(t, map[string]string{"udp-idle": fmt.Sprint(idle.Seconds())}, func() {
+		var asks, wakes []attempt.Step
+		for _, family := range families {
+			name, client := fmt.Sprint(family), at(overVeth.address(family, 1), port+1)
+			to := at(overVeth.address(family, 2), port)
+			server.do(t, attempt.Request{Steps: []attempt.Step{{Do: attempt.Open, Socket: name, Protocol: attempt.UDP, Src: to}}})
+			a.callers[0].do(t, attempt.Request{Steps: []attempt.Step{{Do: attempt.Open, Socket: name, Protocol: attempt.UDP, Src: client}}})
+			asks = append(asks, attempt.Step{Do: attempt.Call, Socket: name, Protocol: attempt.UDP, Dst: to})
+			wakes = append(wakes, attempt.Step{Do: attempt.Call, Socket: name, Protocol: attempt.UDP, Dst: client})
+		}
+		said := func(by *agent, steps []attempt.Step) []attempt.Report {
+			return by.do(t, attempt.Request{Steps: steps}).Steps
+		}
+		begun := func() {
+			for _, report := range said(a.callers[0], asks) {
+				owner := said(server, []attempt.Step{{Do: attempt.Rename}})[0].Process
+				truth = append(truth, wants(report, attempt.UDP, a.pair.ends[0], a.pair.ends[1], owner, "flow that is woken")...)
+			}
+		}
+		busy := flows{"busy", overLoopback, flowsPort, 1, 1}
+		truth = append(truth, a.exchange(t, busy, 1)...)
+		begun()
+		said(server, wakes) // an answer
+		a.idleFor(t, idle, busy)
+		said(server, wakes)
+		said(a.callers[0], asks) // goes on with what was woken
+		a.idleFor(t, idle, busy)
+		begun()
+	})
+	compare(t, events, truth)
+}
+
+// idleFor lets so much time go by, in which other flows go on.
+func (a *actors) idleFor(t *testing.T, idle time.Duration, others flows) {
+	t.Helper()
+	since := time.Now()
+	for last := since; time.Since(since) <= idle; last = time.Now() {
+		a.exchange(t, others, 0)
+		if pause := time.Since(last); pause >= idle/2 {
+			t.Fatalf("this machine is too slow: flows that are to go on were silent for %v", pause)
+		}
+	}
 }
 
 // testTooManyFlows has more than the table holds, each of which says something
@@ -216,4 +261,50 @@ func testNoFlows(t *testing.T, a *actors) {
 		a.exchange(t, flows{"high", overVeth, flowsPort, 5, 5}, 0)
 	})
 	compare(t, events, truth)
+}
+
+// TestAnswersAreNoAttempts between two low ports, where each datagram to one is
+// reported.
+func TestAnswersAreNoAttempts(t *testing.T) {
+	ports := map[string]uint16{"NTP": 123, "IKE": 500, "DNS": 53}
+	a := newActors(t, newPair(t, newNamespace(t, "left"), newNamespace(t, "right")))
+	for name, port := range ports {
+		server := startAgent(t, a.pair.ends[1], agentOptions{name: name})
+		for _, any := range []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()} {
+			report := server.do(t, attempt.Request{Serve: true, Protocol: attempt.UDP, Dst: netip.AddrPortFrom(any, port)})
+			a.servers[1][serverKey{attempt.UDP, any.Is6(), port}] = report.Process
+		}
+	}
+	var calls []call
+	for name, port := range ports {
+		for _, family := range families {
+			for _, count := range []int{1, 3} {
+				c := call{name: name, path: overVeth, to: 2, arrives: true, answered: true}
+				c.request = attempt.Request{Protocol: attempt.UDP, Answered: true, Count: count, Payload: 48}
+				c = c.aim(family, port, true)
+				c.request.Src = netip.AddrPortFrom(c.request.Src.Addr(), port)
+				calls = append(calls, c)
+				// From another low port, within one namespace.
+				c.from, c.path = 1, overLoopback
+				c = c.aim(family, port, true)
+				c.request.Src = netip.AddrPortFrom(c.request.Src.Addr(), port+1)
+				calls = append(calls, c)
+			}
+		}
+	}
+	for name, test := range map[string]struct {
+		params map[string]string
+		wanted func(want) bool
+	}{
+		"all":                         {nil, func(want) bool { return true }},
+		"where what is sent is asked": {map[string]string{"egress-only": "true"}, func(w want) bool { return w.egress }},
+		"where what is received is":   {map[string]string{"ingress-only": "true"}, func(w want) bool { return !w.egress }},
+		"where one port is":           {map[string]string{"port": "123"}, func(w want) bool { return w.dst.Port() == 123 }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var truth []want
+			events := watch(t, gadget.Options{NetNSOf: a.netNSOf(), Params: test.params}, func() { truth = a.make(t, calls) })
+			compare(t, events, slices.DeleteFunc(truth, func(w want) bool { return !test.wanted(w) }))
+		})
+	}
 }

@@ -62,7 +62,7 @@ func run(m *testing.M) (int, error) {
 	if in == "vm" || in == "" && lacking != nil {
 		ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
 		defer stop()
-		return runInVM(ctx, lacking)
+		return runInVM(ctx, lacking, os.Args[1:]...)
 	}
 	if lacking != nil {
 		return 1, lacking

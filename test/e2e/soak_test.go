@@ -39,7 +39,7 @@ const (
 // TestSoak makes traffic of all kinds for long, and then none: no entry is left
 // of what is over, and no memory has grown.
 func TestSoak(t *testing.T) {
-	f := newFlooded(t)
+	f := newFlooded(t, aFlood{flooders: 1})
 	known, err := ebpfMaps()
 	if err != nil {
 		t.Fatal(err)
@@ -126,7 +126,7 @@ func (f *flooded) makeRound(t *testing.T, round int) {
 		}()
 	}
 	if round%5 == 0 {
-		f.flooder.do(t, attempt.Request{Steps: floods(round)})
+		f.flooders[0].do(t, attempt.Request{Steps: soakFloods(round)})
 	}
 	if err := errors.Join(<-failed, <-failed); err != nil {
 		t.Fatal(err)
@@ -151,8 +151,8 @@ func mixed(to int) attempt.Request {
 	return attempt.Request{Steps: steps}
 }
 
-// floods are each of other sources.
-func floods(round int) []attempt.Step {
+// soakFloods are each of other sources.
+func soakFloods(round int) []attempt.Step {
 	victim := at(overVeth.address(4, 2), victimPort)
 	sources := forgedSource.Addr().As4()
 	sources[1], sources[2] = byte(18+round&1), byte(round)
@@ -189,7 +189,7 @@ func row(cells []string) string {
 
 // countedMaps are those whose entries come and go, by the names that the kernel
 // has for them (BPF_OBJ_NAME_LEN).
-var countedMaps = []string{"connections", "ports", "sockets", "calls", "attempts", "flows", "socket_paths", "buckets"}
+var countedMaps = []string{"connections", "ports", "sockets", "calls", "attempts", "flows", "socket_paths", "limits", "telling"}
 
 // books are the maps of a running gadget.
 type books struct {

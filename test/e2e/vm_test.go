@@ -32,9 +32,9 @@ const (
 // guestModules are the drivers of the devices that the tests make.
 var guestModules = []string{"veth", "8021q", "tun", "overlay", "bridge", "bonding", "macvlan"}
 
-// runInVM runs these same tests, built for the guest, in a VM, and returns their
-// status.
-func runInVM(ctx context.Context, lacking error) (int, error) {
+// runInVM runs these same tests, built for the guest, in a VM, with go test's own
+// arguments, and returns their status.
+func runInVM(ctx context.Context, lacking error, args ...string) (int, error) {
 	flag.Parse()
 	if testing.Short() {
 		fmt.Println("skipped: needs a virtual machine, which takes minutes: not with -short")
@@ -49,7 +49,7 @@ func runInVM(ctx context.Context, lacking error) (int, error) {
 	}
 	defer os.RemoveAll(dir)
 
-	config, err := guestConfig(ctx, dir)
+	config, err := guestConfig(ctx, dir, args)
 	if err != nil {
 		return 1, err
 	}
@@ -85,7 +85,7 @@ func testLimit() time.Duration {
 	return vmLimit
 }
 
-func guestConfig(ctx context.Context, dir string) (vm.Config, error) {
+func guestConfig(ctx context.Context, dir string, args []string) (vm.Config, error) {
 	kernel, err := fetchKernel(ctx)
 	if err != nil {
 		return vm.Config{}, err
@@ -110,13 +110,23 @@ func guestConfig(ctx context.Context, dir string) (vm.Config, error) {
 		Kernel:  kernel,
 		Files:   append(files, commands...),
 		Modules: guestModules,
-		Command: append([]string{guestTests}, guestArgs(os.Args[1:])...),
+		Command: append([]string{guestTests}, guestArgs(args)...),
 		Env:     []string{"E2E_IN=" + inGuest, "IMAGE_FILE=" + os.Getenv("IMAGE_FILE")},
 		Dir:     guestArtifacts,
+		CPUs:    guestCPUs,
+		MaxCPUs: maxCPUs(kernel.Arch),
 		// The programs under test take half a GB of it, unpacked.
 		MemoryMiB: 3072,
 		Stdout:    os.Stdout, Stderr: os.Stderr,
 	}, nil
+}
+
+// maxCPUs is more than there are where QEMU can do that.
+func maxCPUs(arch string) int {
+	if arch == "amd64" {
+		return guestMaxCPUs
+	}
+	return guestCPUs
 }
 
 func fetchKernel(ctx context.Context) (vm.Kernel, error) {

@@ -76,6 +76,8 @@ func (k *keeper) step(step attempt.Step, report *attempt.Report) (err error) {
 		err = k.flows(step, report)
 	case attempt.Flood:
 		err = flood(step, report)
+	case attempt.Storm:
+		err = storm(step, report)
 	case attempt.Rename:
 	case attempt.Chdir:
 		err = os.Chdir(step.Dir)

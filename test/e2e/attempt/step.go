@@ -15,6 +15,7 @@ const (
 	Call   Action = "call"   // connects to Dst, or sends a datagram there, from the socket of the name or a new one
 	Flows  Action = "flows"  // sends Count UDP datagrams to Dst from each of Sockets sockets, in turns, and gets an answer to each
 	Flood  Action = "flood"  // sends Count UDP datagrams to Dst from one socket as fast as it can, or as many SYN segments with forged sources: addresses from Src's on
+	Storm  Action = "storm"  // has Count child processes, one after the other, send a UDP datagram to Dst each, IPv4's
 	Close  Action = "close"  // closes the socket of the name
 	Inbox  Action = "inbox"  // gets ready for what other agents give
 	Give   Action = "give"   // gives the socket of the name to the agent with the process ID To, and closes it
@@ -45,8 +46,8 @@ type Step struct {
 	Thread      bool `json:",omitempty"` // done by a thread that ends thereafter
 
 	// Sockets and Count are those of Flows, whose sockets are kept under the name
-	// and a number each; its report has one of each in its Steps. Count is Flood's,
-	// too.
+	// and a number each; its report has one of each in its Steps. Count is Flood's
+	// and Storm's, too.
 	Sockets int `json:",omitempty"`
 	Count   int `json:",omitempty"`
 
