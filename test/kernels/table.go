@@ -71,7 +71,7 @@ func because(n int, reason string) string {
 	return fmt.Sprintf("%d: %s", n, reason)
 }
 
-// thousands puts commas into a number, as the README has them.
+// thousands puts commas into a number, as the table has them.
 func thousands(digits string) string {
 	for i := len(digits) - 3; i > 0; i -= 3 {
 		digits = digits[:i] + "," + digits[i:]
@@ -79,7 +79,7 @@ func thousands(digits string) string {
 	return digits
 }
 
-// table is what the README has between its marks.
+// table is what a file has between its marks.
 func table(rows []row, digest string) string {
 	var b strings.Builder
 	var took time.Duration
