@@ -165,26 +165,33 @@ static __always_inline bool announce(const struct delivery *d,
 	return true;
 }
 
+static __always_inline void count_withheld(struct limit *limit)
+{
+	if (limit)
+		__sync_fetch_and_add(&limit->withheld, 1);
+	count_as(withheld);
+}
+
 /* False: it is only announced, and will be reported. */
 static __always_inline bool withhold(const struct delivery *d,
 				     struct limit *limit)
 {
-	if (limit) {
-		if (announce(d, limit))
-			return false;
-		__sync_fetch_and_add(&limit->withheld, 1);
-	}
-	count_as(withheld);
+	if (limit && announce(d, limit))
+		return false;
+	count_withheld(limit);
 	return true;
 }
 
-/* An event that waits has no paths: they are long. */
-static __always_inline void clear_paths(struct event *event)
+/* Sends an event that has waited. It has no paths: they are long. */
+static __always_inline void send_late(void *ctx, struct delivery *d,
+				      struct limit *limit)
 {
-	if (!paths)
-		return;
-	__builtin_memset(event->cwd, 0, PATH_LEN);
-	__builtin_memset(event->exepath, 0, PATH_LEN);
+	if (paths) {
+		__builtin_memset(d->event.cwd, 0, PATH_LEN);
+		__builtin_memset(d->event.exepath, 0, PATH_LEN);
+	}
+	if (!send(ctx, d, limit))
+		count_as(lost);
 }
 
 /* False: there is none, or no room yet. */
@@ -203,9 +210,7 @@ static __always_inline bool send_unsent(void *ctx, struct workspace *space,
 	limit = bpf_map_lookup_elem(&limits, &d->owner);
 	if (limit)
 		__sync_fetch_and_add(&limit->unsent, -1);
-	clear_paths(&d->event);
-	if (!send(ctx, d, limit))
-		count_as(lost);
+	send_late(ctx, d, limit);
 	return true;
 }
 
@@ -227,21 +232,21 @@ static __always_inline bool send_announced(void *ctx, struct workspace *space)
 	limit = bpf_map_lookup_elem(&limits, &d->owner);
 	if (limit) /* first: what is withheld from now on is announced again */
 		limit->announced = 0;
-	clear_paths(&d->event);
-	if (!send(ctx, d, limit))
-		count_as(lost);
+	send_late(ctx, d, limit);
 	return true;
 }
 
 /* Sends what waits, as often as something happens that costs nobody a wait. */
 static __always_inline void tick(void *ctx)
 {
-	struct workspace *space = get_workspace(IN_CLOCK);
 	struct queued *q = get_queued();
+	struct workspace *space;
 
-	if (!space || !q ||
-	    (q->unsent_in == q->unsent_out &&
-	     q->announced_in == q->announced_out))
+	if (!q || (q->unsent_in == q->unsent_out &&
+		   q->announced_in == q->announced_out))
+		return;
+	space = get_workspace(IN_CLOCK);
+	if (!space)
 		return;
 	for (int i = 0; i < SENT_BY_CLOCK; i++)
 		if (!send_unsent(ctx, space, CLOCK_LEAVES))
@@ -264,16 +269,22 @@ static __noinline int deliver(struct __sk_buff *skb, struct workspace *space)
 {
 	struct delivery *d = &space->delivery;
 	struct limit *limit = NULL;
+	bool over = false;
 	enum ring ring;
 
-	build_event(&d->event, &space->report);
 	if (rate_limit) {
 		limit = find_limit(&d->owner, &space->report);
-		if (limit && !take_token(&limit->attempts, rate_limit,
-					 space->report.time)) {
-			withhold(d, limit);
-			return 0;
-		}
+		over = limit && !take_token(&limit->attempts, rate_limit,
+					    space->report.time);
+	}
+	if (over && limit->announced) { /* a flood's, as a rule: no event */
+		count_withheld(limit);
+		return 0;
+	}
+	build_event(&d->event, &space->report);
+	if (over) {
+		withhold(d, limit);
+		return 0;
 	}
 	ring = look_at_ring(event_size());
 	if (ring == RING_HAS_ROOM || (!rate_limit && ring == RING_IS_FULL)) {
