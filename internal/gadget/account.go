@@ -29,7 +29,7 @@ type account struct {
 
 // mostCounted bounds the owners that are told apart: who forks for each attempt
 // has as many.
-const mostCounted = 4096
+const mostCounted = 1 << 16
 
 type ownerKey struct {
 	pid    uint32
