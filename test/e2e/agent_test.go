@@ -117,11 +117,16 @@ func (a *agent) ask(request attempt.Request) (attempt.Report, error) {
 // moveTo has an agent do all that it is asked from now on on one CPU.
 func (a *agent) moveTo(t *testing.T, cpu int) {
 	t.Helper()
-	var set unix.CPUSet
-	set.Set(cpu)
-	if err := unix.SchedSetaffinity(a.pid, &set); err != nil { // its first thread does it
+	if err := moveThread(a.pid, cpu); err != nil { // its first thread does it
 		t.Fatalf("moving agent %d to CPU %d: %v", a.pid, cpu, err)
 	}
+}
+
+// moveThread moves a thread, 0 for the calling one, to a CPU.
+func moveThread(tid, cpu int) error {
+	var set unix.CPUSet
+	set.Set(cpu)
+	return unix.SchedSetaffinity(tid, &set)
 }
 
 // askAll has several agents do the same, all at once.
