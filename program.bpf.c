@@ -18,14 +18,16 @@
 #include "ebpf/params.h"
 #include "ebpf/packet.h"
 #include "ebpf/report.h"
-#include "ebpf/route.h"
+#include "ebpf/conntrack.h"
 #include "ebpf/once.h"
-#include "ebpf/device.h"
 #include "ebpf/books.h"
+#include "ebpf/raw.h"
 #include "ebpf/owner.h"
-#include "ebpf/event.h"
-#include "ebpf/limit.h"
+#include "ebpf/forwarded.h"
 #include "ebpf/deliver.h"
+#include "ebpf/unseen.h"
+#include "ebpf/enter.h"
+#include "ebpf/talked.h"
 
 SEC("socket1")
 int network(struct __sk_buff *skb)
@@ -42,14 +44,26 @@ int network(struct __sk_buff *skb)
 		return 0;
 	report = &space->report;
 	begin_report(report, skb, &attempt);
+	if (attempt.egress)
+		untranslate(skb);
+	if (!wants_device(skb->ifindex)) {
+		find_owner(
+			skb); /* what is seen here is not reported as unseen */
+		return 0;
+	}
 	if (goes_on(report) || !wants_direction(attempt.egress) ||
-	    !wants_port(attempt.dport) || is_forwarded(skb, report) ||
+	    !wants_called_port(report) || is_forwarded(skb, report) ||
 	    is_copy(skb, report))
 		return 0;
 
-	find_owner(skb, report);
-	if (wants_process(&report->found.proc, report->found.known))
-		deliver(skb, space);
+	if (!report->found.known && !report->forwarded)
+		find_owner(skb);
+	if (report->found.is_reported)
+		return 0;
+	if (wants_found(&report->found))
+		deliver_packet(skb, space);
+	else if (follow && report->found.known && !report->found.followed)
+		note_served(report);
 	else if (!report->found.known)
 		count_left_out(attempt.egress);
 	return 0;
@@ -79,6 +93,104 @@ SEC("kprobe/tcp_connect")
 int BPF_KPROBE(network_tcp_connect, struct sock *sk)
 {
 	book_connection(sk, IPPROTO_TCP);
+	forget_asked();
+	return 0;
+}
+
+/* A connect() that finds no route, or no port of its own. */
+SEC("kprobe/tcp_v4_connect")
+int BPF_KPROBE(network_tcp_v4, struct sock *sk, void *address, int len)
+{
+	enter_connect(sk, address, len);
+	return 0;
+}
+
+SEC("kretprobe/tcp_v4_connect")
+int BPF_KRETPROBE(network_tcp_v4_return, int result)
+{
+	leave_connect(ctx, result);
+	return 0;
+}
+
+SEC("kprobe/tcp_v6_connect")
+int BPF_KPROBE(network_tcp_v6, struct sock *sk, void *address, int len)
+{
+	enter_connect(sk, address, len);
+	return 0;
+}
+
+SEC("kretprobe/tcp_v6_connect")
+int BPF_KRETPROBE(network_tcp_v6_return, int result)
+{
+	leave_connect(ctx, result);
+	return 0;
+}
+
+/* One that a program of a cgroup forbids; called where there is such a program. */
+SEC("kprobe/tcp_v4_pre_connect")
+int BPF_KPROBE(network_pre_v4, struct sock *sk, void *address, int len)
+{
+	enter_connect(sk, address, len);
+	return 0;
+}
+
+SEC("kretprobe/tcp_v4_pre_connect")
+int BPF_KRETPROBE(network_pre_v4_return, int result)
+{
+	leave_connect(ctx, result);
+	return 0;
+}
+
+SEC("kprobe/tcp_v6_pre_connect")
+int BPF_KPROBE(network_pre_v6, struct sock *sk, void *address, int len)
+{
+	enter_connect(sk, address, len);
+	return 0;
+}
+
+SEC("kretprobe/tcp_v6_pre_connect")
+int BPF_KRETPROBE(network_pre_v6_return, int result)
+{
+	leave_connect(ctx, result);
+	return 0;
+}
+
+/* A connection succeeds, or fails; its socket is closed. */
+SEC("tracepoint/sock/inet_sock_set_state")
+int network_set_state(struct trace_event_raw_inet_sock_set_state *ctx)
+{
+	if (ctx->oldstate == TCP_SYN_SENT_STATE)
+		end_wait(ctx, (void *)ctx->skaddr);
+	return 0;
+}
+
+/* Nothing was heard for a second, or longer. */
+SEC("kprobe/tcp_retransmit_timer")
+int BPF_KPROBE(network_retransmit, struct sock *sk)
+{
+	if (BPF_CORE_READ(sk, __sk_common.skc_state) == TCP_SYN_SENT_STATE)
+		end_wait(ctx, sk);
+	return 0;
+}
+
+SEC("kprobe/raw_sendmsg")
+int BPF_KPROBE(network_raw_ipv4, struct sock *sk, struct msghdr *msg)
+{
+	book_raw_message(sk, msg, 4);
+	return 0;
+}
+
+SEC("kprobe/rawv6_sendmsg")
+int BPF_KPROBE(network_raw_ipv6, struct sock *sk, struct msghdr *msg)
+{
+	book_raw_message(sk, msg, 6);
+	return 0;
+}
+
+SEC("kprobe/packet_sendmsg")
+int BPF_KPROBE(network_packet, struct socket *socket, struct msghdr *msg)
+{
+	book_packet(BPF_CORE_READ(socket, sk), msg);
 	return 0;
 }
 
@@ -179,7 +291,86 @@ int BPF_KPROBE(network_disconnect, struct sock *sk)
 SEC("kprobe/inet_sock_destruct")
 int BPF_KPROBE(network_destruct, struct sock *sk)
 {
+	end_wait(ctx, sk);
 	forget_socket(sk);
+	return 0;
+}
+
+/* In the context of the parent: see kernel_clone(). */
+SEC("raw_tracepoint/sched_process_fork")
+int network_fork(struct bpf_raw_tracepoint_args *ctx)
+{
+	if (follow)
+		follow_child((void *)ctx->args[0], (void *)ctx->args[1]);
+	return 0;
+}
+
+SEC("raw_tracepoint/sched_process_exit")
+int network_exit(struct bpf_raw_tracepoint_args *ctx)
+{
+	if (follow)
+		unfollow((void *)ctx->args[0]);
+	return 0;
+}
+
+/*
+ * In unshare() and setns(), when the task is where it goes. A compiler may have
+ * put it into the latter.
+ */
+SEC("kretprobe/switch_task_namespaces")
+int BPF_KRETPROBE(network_switch_return)
+{
+	tell_entry(ctx);
+	return 0;
+}
+
+SEC("kretprobe/sys_setns")
+int BPF_KRETPROBE(network_setns_return)
+{
+	tell_entry(ctx);
+	return 0;
+}
+
+/* Should these have been missed: most who enter a namespace execute a program. */
+SEC("raw_tracepoint/sched_process_exec")
+int network_exec(struct bpf_raw_tracepoint_args *ctx)
+{
+	tell_entry(ctx);
+	return 0;
+}
+
+/* A task's first steps, of its own: see schedule_tail(). */
+SEC("kprobe/calculate_sigpending")
+int BPF_KPROBE(network_born)
+{
+	tell_entry(ctx);
+	return 0;
+}
+
+SEC("kprobe/unix_listen")
+int BPF_KPROBE(network_unix_listen)
+{
+	if (follow)
+		note_listener();
+	return 0;
+}
+
+/* Also of seqpacket sockets. */
+SEC("kprobe/unix_stream_connect")
+int BPF_KPROBE(network_unix_connect, struct socket *socket)
+{
+	if (follow)
+		enter(CALL_CONNECT_UNIX, BPF_CORE_READ(socket, sk));
+	return 0;
+}
+
+SEC("kretprobe/unix_stream_connect")
+int BPF_KRETPROBE(network_unix_connect_return, int result)
+{
+	struct sock *sk = follow ? leave(CALL_CONNECT_UNIX) : NULL;
+
+	if (sk && !result)
+		note_connected(sk);
 	return 0;
 }
 

@@ -4,7 +4,9 @@
 
 #include <gadget/types.h>
 
-#define PATH_LEN 512 /* bytes, with the zero at the end */
+/* Bytes, with the zero at the end. */
+#define PATH_LEN 512
+#define THREAD_LEN 16 /* TASK_COMM_LEN in include/linux/sched.h */
 
 /* IANA's protocol numbers; IG prints the names. */
 enum network_protocol : __u8 {
@@ -25,6 +27,11 @@ struct event {
 	enum network_protocol protocol_raw;
 	struct gadget_l4endpoint_t src; /* the initiator */
 	struct gadget_l4endpoint_t dst; /* the one it called */
+	/* As the socket of this side has them; addresses and ports zero: none known. */
+	struct gadget_l4endpoint_t local;
+	struct gadget_l4endpoint_t remote;
+	char thread
+		[THREAD_LEN]; /* its name, where proc.comm is the process's */
 	gadget_netns_id netns_id;
 	__u32 retries; /* of this SYN, before this one */
 	__u32 suppressed; /* attempts of the owner since its event before */

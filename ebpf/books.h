@@ -17,15 +17,14 @@
 #include <bpf/bpf_helpers.h>
 
 #define GADGET_TYPE_NETWORKING
-#include <gadget/common.h>
 #include <gadget/macros.h>
 #include <gadget/sockets-map.h>
 
 #include "family.h"
+#include "follow.h"
 #include "paths.h"
+#include "process.h"
 #include "socket.h"
-
-#define PF_KTHREAD 0x00200000 /* include/linux/sched.h */
 
 /* Sockets that are remembered for one address and port (SO_REUSEPORT). */
 #define MAX_SHARED 8
@@ -39,15 +38,26 @@ GADGET_PARAM(ports_max_entries);
 const volatile __u32 sockets_max_entries = 12288;
 GADGET_PARAM(sockets_max_entries);
 
+/* How far a connection's first SYN has come. */
+enum progress {
+	ON_ITS_WAY,
+	SEEN, /* by the filter; or nobody waits for that any more */
+	REPORTED, /* all the same, as it did not get to a device */
+};
+
 struct owner {
 	__u64 sk;
 	__u64 since; /* of the socket's page */
 	__u64 started; /* the process, ns since the boot */
+	__u64 called; /* TCP: when it was told to connect, ns since the boot */
 	struct gadget_process proc;
+	char thread[THREAD_LEN]; /* its name */
 	__u32 family; /* of a young process, else 0: see find_family() */
 	__u32 device; /* interface that the socket is bound to, or 0 */
 	__u32 isn; /* TCP: sequence number of the SYN it sends */
+	__u8 progress; /* TCP: enum progress */
 	bool ipv6only;
+	bool followed; /* the process: see follow.h */
 	bool connected; /* takes datagrams of its peer only */
 	bool closed;
 	bool doubtful; /* others, which are not in the books, may be meant */
@@ -82,6 +92,54 @@ struct {
 	__type(key, struct tuple);
 	__type(value, struct owner);
 } connections SEC(".maps");
+
+/*
+ * The connections that have just begun, by the sequence number of their SYN: that
+ * is what is left of it when its ends are translated without conntrack.
+ */
+struct syn_key {
+	__u32 netns;
+	__u32 isn;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 1024);
+	__type(key, struct syn_key);
+	__type(value, struct tuple);
+} syns SEC(".maps");
+
+/* Of how many connections the first SYN was awaited, and is no more. */
+struct progresses {
+	__u64 begun;
+	__u64 ended;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct progresses);
+} progresses SEC(".maps");
+
+static __always_inline void begin_progress(void)
+{
+	__u32 zero = 0;
+	struct progresses *p = bpf_map_lookup_elem(&progresses, &zero);
+
+	if (p)
+		__sync_fetch_and_add(&p->begun, 1);
+}
+
+static __always_inline void end_progress(struct owner *owner, __u8 progress)
+{
+	__u32 zero = 0;
+	struct progresses *p = bpf_map_lookup_elem(&progresses, &zero);
+
+	if (p && owner->progress == ON_ITS_WAY)
+		__sync_fetch_and_add(&p->ended, 1);
+	owner->progress = progress;
+}
 
 /* By the local end: TCP listeners and UDP sockets. */
 struct {
@@ -218,15 +276,12 @@ static __always_inline bool has_older(const struct tuple *local, __u16 family,
 	return older != sk && !bpf_map_lookup_elem(&sockets, &older);
 }
 
-/*
- * The current process as the owner of a socket. A kernel thread (NFS, an
- * additional MPTCP subflow) works for somebody who is not known here.
- */
+/* The current process as the owner of a socket; false: it has none. */
 static __always_inline bool set_owner(struct owner *owner, struct sock *sk)
 {
 	struct task_struct *task = (void *)bpf_get_current_task();
 
-	if (BPF_CORE_READ(task, flags) & PF_KTHREAD)
+	if (is_kernel_thread(task))
 		return false;
 
 	owner->sk = (__u64)sk;
@@ -234,7 +289,8 @@ static __always_inline bool set_owner(struct owner *owner, struct sock *sk)
 	owner->ipv6only = is_ipv6only(sk);
 	owner->started = started_at(task);
 	owner->family = find_family(task);
-	gadget_process_populate(&owner->proc);
+	owner->followed = is_followed(task);
+	read_process(&owner->proc, owner->thread);
 	return true;
 }
 
@@ -243,6 +299,7 @@ static __always_inline void book_connection(struct sock *sk, __u8 proto)
 {
 	struct owner owner = {};
 	struct tuple key = {};
+	struct syn_key syn = {};
 	struct entries *entries;
 
 	if (!read_socket(sk, proto, &key))
@@ -256,6 +313,10 @@ static __always_inline void book_connection(struct sock *sk, __u8 proto)
 	if (proto == IPPROTO_TCP) {
 		entries = begin_page(owner.sk);
 		owner.isn = initial_sequence(sk);
+		owner.called = bpf_ktime_get_boot_ns();
+		syn.netns = key.netns;
+		syn.isn = owner.isn;
+		bpf_map_update_elem(&syns, &syn, &key, BPF_ANY);
 	} else { /* it has its port, and perhaps another peer */
 		entries = entries_of(owner.sk);
 		if (entries)
@@ -267,6 +328,8 @@ static __always_inline void book_connection(struct sock *sk, __u8 proto)
 	book_paths(owner.sk, owner.since);
 	bpf_map_update_elem(&connections, &key, &owner, BPF_ANY);
 	entries->connection = key;
+	if (proto == IPPROTO_TCP)
+		begin_progress();
 }
 
 static __always_inline void read_port(struct sock *sk, __u8 proto,
@@ -401,6 +464,7 @@ enum call {
 	CALL_GET_PORT,
 	CALL_CONNECT_IPV4,
 	CALL_CONNECT_IPV6,
+	CALL_CONNECT_UNIX,
 };
 
 struct call_key {

@@ -245,7 +245,7 @@ static __always_inline void tick(void *ctx)
 	if (!q || (q->unsent_in == q->unsent_out &&
 		   q->announced_in == q->announced_out))
 		return;
-	space = get_workspace(IN_CLOCK);
+	space = get_workspace(IN_HOOK);
 	if (!space)
 		return;
 	for (int i = 0; i < SENT_BY_CLOCK; i++)
@@ -265,7 +265,7 @@ __noinline int send_unsent_from_packet(struct __sk_buff *skb)
 }
 
 /* Sends an attempt's event, if its owner may and this CPU can. */
-static __noinline int deliver(struct __sk_buff *skb, struct workspace *space)
+static __noinline bool deliver(void *ctx, struct workspace *space)
 {
 	struct delivery *d = &space->delivery;
 	struct limit *limit = NULL;
@@ -275,31 +275,39 @@ static __noinline int deliver(struct __sk_buff *skb, struct workspace *space)
 	if (rate_limit) {
 		limit = find_limit(&d->owner, &space->report);
 		over = limit && !take_token(&limit->attempts, rate_limit,
-					    space->report.time);
+					    space->report.now);
 	}
 	if (over && limit->announced) { /* a flood's, as a rule: no event */
 		count_withheld(limit);
-		return 0;
+		return false;
 	}
 	build_event(&d->event, &space->report);
 	if (over) {
 		withhold(d, limit);
-		return 0;
+		return false;
 	}
 	ring = look_at_ring(event_size());
 	if (ring == RING_HAS_ROOM || (!rate_limit && ring == RING_IS_FULL)) {
-		if (!send(skb, d, limit))
+		if (!send(ctx, d, limit))
 			count_as(lost);
-		for (int i = 0; i < SENT_BY_PACKET; i++)
-			if (!send_unsent_from_packet(skb))
-				break;
-		return 0;
+		return true;
 	}
 	if (!limit)
 		limit = find_limit(&d->owner, &space->report);
 	if (!keep(d, limit) && withhold(d, limit) && ring == RING_IS_MISSING)
 		count_as(without_ring);
-	return 0;
+	return false;
+}
+
+/* The same for a packet, which sends some of what waits as well. */
+static __always_inline void deliver_packet(struct __sk_buff *skb,
+					   struct workspace *space)
+{
+	if (!deliver(skb, space))
+		return;
+	for (int i = 0; i < SENT_BY_PACKET; i++)
+		if (!send_unsent_from_packet(skb))
+			break;
 }
 
 #endif

@@ -42,6 +42,25 @@ static __always_inline void set_l4endpoint(struct gadget_l4endpoint_t *endpoint,
 	endpoint->version = a->version;
 }
 
+static __always_inline void set_process(struct event *event,
+					const struct report *report)
+{
+	static const union gadget_ip_addr_t none = {};
+	const struct tuple *t = &report->socket;
+	const struct attempt *a = &report->attempt;
+
+	event->proc = report->found.proc;
+	__builtin_memcpy(event->thread, report->found.thread, THREAD_LEN);
+	if (report->found.has_ends) {
+		set_l4endpoint(&event->local, &t->local, t->local_port, a);
+		set_l4endpoint(&event->remote, &t->remote, t->remote_port, a);
+		return;
+	}
+	/* IG drops an event with an address of no IP version. */
+	set_l4endpoint(&event->local, &none, 0, a);
+	set_l4endpoint(&event->remote, &none, 0, a);
+}
+
 static __always_inline void set_endpoints(struct event *event,
 					  const struct attempt *a)
 {
@@ -92,7 +111,7 @@ static __always_inline void build_event(struct event *event,
 	__builtin_memset(event, 0, EVENT_LEN);
 	set_meta(event, report);
 	set_endpoints(event, &report->attempt);
-	event->proc = report->found.proc;
+	set_process(event, report);
 	if (paths)
 		set_paths(event, &report->found);
 }

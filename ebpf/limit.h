@@ -84,7 +84,7 @@ static __always_inline struct limit *find_limit(struct limit_key *key,
 	key->egress = report->attempt.egress;
 	key->pid = found->proc.pid;
 	key->family = false;
-	if (!found->family || !is_young(found->started, report->time))
+	if (!found->family || !is_young(found->started, report->now))
 		return get_limit(key);
 	limit = bpf_map_lookup_elem(&limits, key);
 	if (limit)
@@ -93,7 +93,7 @@ static __always_inline struct limit *find_limit(struct limit_key *key,
 	key->pid = found->family;
 	key->family = true;
 	limit = get_limit(key);
-	if (!limit || !take_token(&limit->newcomers, NEWCOMERS, report->time))
+	if (!limit || !take_token(&limit->newcomers, NEWCOMERS, report->now))
 		return limit;
 	key->pid = found->proc.pid;
 	key->family = false;

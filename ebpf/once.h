@@ -213,26 +213,43 @@ static __always_inline bool is_answer(const struct tuple *key, bool egress)
  * and what is received another.
  */
 static __always_inline void set_flow_key(struct tuple *key,
+					 const struct tuple *ends,
 					 const struct report *report)
 {
-	*key = report->ends;
+	*key = *ends;
 	if (key->local_port == key->remote_port &&
 	    is_same(&key->local, &key->remote))
 		key->pad[0] = report->attempt.egress;
 }
 
-/* Whether a datagram goes on with what was an attempt, and so is none. */
+static __always_inline bool is_of_flow(const struct tuple *ends,
+				       const struct report *report)
+{
+	bool egress = report->attempt.egress;
+	struct tuple key;
+
+	set_flow_key(&key, ends, report);
+	return udp_flows ? is_of_known_flow(&key, egress) :
+			   is_answer(&key, egress);
+}
+
+/*
+ * Whether a datagram goes on with what was an attempt, and so is none. Of one
+ * whose ends are translated, those on the wire come back from the network, and
+ * those of the socket over loopback.
+ */
 static __always_inline bool goes_on(const struct report *report)
 {
 	const struct attempt *a = &report->attempt;
-	struct tuple key;
+	bool known;
 
 	if (a->proto != IPPROTO_UDP ||
 	    !(udp_flows || (is_low(a->sport) && is_low(a->dport))))
 		return false;
-	set_flow_key(&key, report);
-	return udp_flows ? is_of_known_flow(&key, a->egress) :
-			   is_answer(&key, a->egress);
+	known = is_of_flow(&report->ends, report);
+	if (report->translated)
+		known |= is_of_flow(&report->socket, report);
+	return known;
 }
 
 #endif

@@ -18,20 +18,21 @@
 #include "books.h"
 #include "device.h"
 #include "packet.h"
+#include "raw.h"
 #include "report.h"
 #include "socket.h"
-
-#define TCP_LISTEN_STATE 10 /* TCP_LISTEN in include/net/tcp_states.h */
 
 static __always_inline void set_found(struct found *found,
 				      const struct owner *owner)
 {
 	found->proc = owner->proc;
+	__builtin_memcpy(found->thread, owner->thread, THREAD_LEN);
 	found->sk = owner->sk;
 	found->since = owner->since;
 	found->started = owner->started;
 	found->family = owner->family;
 	found->known = true;
+	found->followed = owner->followed;
 }
 
 /*
@@ -48,6 +49,48 @@ static __always_inline struct owner *find_connection(const struct tuple *t,
 		return NULL;
 	if (a->egress ? owner->isn != a->seq : has_left(owner, t->local_port))
 		return NULL;
+	return owner;
+}
+
+/*
+ * A SYN whose ends were translated without conntrack (a stateless rule, tc) has
+ * its sequence number still, and one of its ends.
+ */
+static __always_inline struct owner *find_by_sequence(struct report *report)
+{
+	struct syn_key key = { report->ends.netns, report->attempt.seq };
+	struct tuple *t = bpf_map_lookup_elem(&syns, &key);
+	const struct tuple *ends = &report->ends;
+	struct owner *owner;
+
+	if (!t || t->version != ends->version)
+		return NULL;
+	if (!(is_same(&t->local, &ends->local) &&
+	      t->local_port == ends->local_port) &&
+	    !(is_same(&t->remote, &ends->remote) &&
+	      t->remote_port == ends->remote_port))
+		return NULL;
+	owner = find_connection(t, &report->attempt);
+	if (owner)
+		report->socket = *t;
+	return owner;
+}
+
+/*
+ * Who sent a SYN: the connection is known by its ends and by its sequence
+ * number.
+ */
+static __always_inline struct owner *find_caller(struct report *report)
+{
+	struct owner *owner =
+		find_connection(&report->socket, &report->attempt);
+
+	if (!owner)
+		owner = find_by_sequence(report);
+	if (!owner)
+		return NULL;
+	report->found.is_reported = owner->progress == REPORTED;
+	end_progress(owner, SEEN);
 	return owner;
 }
 
@@ -141,7 +184,6 @@ struct senders {
 	__u64 sk; /* of the last one that counts, or 0 */
 	__u32 pid;
 	__u32 tid;
-	bool sending; /* it has something on its way: who has not, did not */
 	bool several; /* processes */
 	bool crowded; /* there are others, which are not in the books */
 };
@@ -161,27 +203,17 @@ struct {
 static __always_inline void consider(struct senders *found, struct owner *owner,
 				     const struct tuple *t)
 {
-	bool sending;
-
-	if (!owner || (owner->ipv6only && t->version == 4))
-		return;
-	sending = is_sending(owner, t->local_port);
-	if (!has_page(owner))
+	if (!owner || (owner->ipv6only && t->version == 4) ||
+	    !is_sending(owner, t->local_port) || !has_page(owner))
 		return;
 	if (owner->crowded)
 		found->crowded = true;
-	if (!sending && (owner->closed || found->sending))
-		return;
-
-	if (sending && !found->sending)
-		found->several = false;
-	else if (found->sk && (found->pid != owner->proc.pid ||
-			       found->tid != owner->proc.tid))
+	if (found->sk &&
+	    (found->pid != owner->proc.pid || found->tid != owner->proc.tid))
 		found->several = true;
 	found->sk = owner->sk;
 	found->pid = owner->proc.pid;
 	found->tid = owner->proc.tid;
-	found->sending = sending;
 }
 
 static __always_inline void consider_port(struct senders *found,
@@ -195,11 +227,11 @@ static __always_inline void consider_port(struct senders *found,
 }
 
 /*
- * Several sockets can have one port, each for datagrams that arrive for it;
- * but which of them sends, their addresses do not tell. What does is that the
- * datagram is still charged to its socket, see skb_set_owner_w(): also when it
- * has waited, for a neighbour's address for example, until its socket was
- * closed and another process had the port.
+ * Several sockets can have one port, and a raw socket can send from any; which of
+ * them has sent, their addresses do not tell. What does is that the datagram is
+ * still charged to its socket, see skb_set_owner_w(): also when it has waited,
+ * for a neighbour's address for example, until its socket was closed and another
+ * process had the port.
  */
 static __always_inline struct owner *find_sender(const struct tuple *t)
 {
@@ -212,7 +244,7 @@ static __always_inline struct owner *find_sender(const struct tuple *t)
 	if (!found)
 		return NULL;
 	found->sk = 0;
-	found->sending = found->several = found->crowded = false;
+	found->several = found->crowded = false;
 
 	consider(found, bpf_map_lookup_elem(&connections, t), t);
 	__builtin_memset(&key.local.remote, 0, sizeof(key.local.remote));
@@ -242,7 +274,8 @@ static __always_inline bool fits(struct sock *sk, const struct tuple *t,
 	struct tuple s = {};
 
 	if (!read_socket(sk, t->proto, &s) || s.netns != t->netns ||
-	    s.local_port != t->local_port)
+	    s.local_port != t->local_port ||
+	    (t->proto == IPPROTO_UDP && egress && !has_unsent(sk)))
 		return false;
 
 	if (s.version == 6 && t->version == 4 &&
@@ -285,7 +318,7 @@ static __always_inline struct gadget_socket_value *ask_ig(
 	sk = socket->sock;
 	/* About a socket that is in our books, they have spoken. */
 	if (bpf_map_lookup_elem(&sockets, &sk) ||
-	    !fits((void *)sk, &report->ends, report->attempt.egress) ||
+	    !fits((void *)sk, &report->socket, report->attempt.egress) ||
 	    !fits_device((void *)sk, skb, report))
 		return NULL;
 	return socket;
@@ -298,7 +331,7 @@ static __always_inline struct gadget_socket_value *ask_ig(
 static __always_inline void find_older(struct __sk_buff *skb,
 				       struct report *report)
 {
-	const struct tuple *t = &report->ends;
+	const struct tuple *t = &report->socket;
 	struct found *found = &report->found;
 	struct gadget_socket_key *key = &found->older;
 	struct gadget_socket_value *socket;
@@ -312,8 +345,12 @@ static __always_inline void find_older(struct __sk_buff *skb,
 		key->family = AF_INET6; /* a dual-stack socket */
 		socket = ask_ig(key, skb, report);
 	}
-	found->known = found->is_older = socket;
+	found->known = found->is_older = found->has_ends = socket;
 	gadget_process_populate_from_socket(socket, &found->proc);
+	/* Of a thread that is not the first one, it has the name of that alone. */
+	if (found->proc.pid == found->proc.tid)
+		__builtin_memcpy(found->thread, found->proc.comm, THREAD_LEN);
+	found->followed = is_followed_pid(found->proc.pid);
 }
 
 /* What the books say of an attempt. */
@@ -323,25 +360,19 @@ enum verdict {
 	DOUBTFUL, /* somebody who is not in the books may be meant */
 };
 
-static __always_inline enum verdict find_booked(struct __sk_buff *skb,
-						struct report *report)
+static __always_inline enum verdict find_received(struct __sk_buff *skb,
+						  struct report *report)
 {
-	const struct attempt *a = &report->attempt;
 	const struct tuple *t = &report->ends;
 	struct question q = {
 		.skb = skb,
 		.device = report->device,
 		.version = t->version,
 	};
-	struct owner *owner;
+	struct owner *owner = find_connection(t, &report->attempt);
 
-	if (t->proto == IPPROTO_UDP && a->egress) {
-		owner = find_sender(t);
-	} else {
-		owner = find_connection(t, a);
-		if (!owner && !a->egress)
-			owner = find_port(t, &q);
-	}
+	if (!owner)
+		owner = find_port(t, &q);
 	if (q.doubtful)
 		return DOUBTFUL;
 	if (!owner)
@@ -349,6 +380,34 @@ static __always_inline enum verdict find_booked(struct __sk_buff *skb,
 	if (owner->doubtful)
 		return DOUBTFUL;
 	set_found(&report->found, owner);
+	report->found.has_ends = true;
+	return BOOKED;
+}
+
+/*
+ * What a raw socket has sent can look as if it were a datagram of another one
+ * that sends as well: then it is not known which of them did.
+ */
+static __always_inline enum verdict find_sent(struct report *report)
+{
+	bool udp = report->attempt.proto == IPPROTO_UDP;
+	struct owner *owner =
+		udp ? find_sender(&report->socket) : find_caller(report);
+	struct owner *raw = NULL;
+
+	if (udp || !owner)
+		raw = find_raw_sender(report);
+	if (raw &&
+	    (raw->crowded || (owner && owner->proc.pid != raw->proc.pid)))
+		return DOUBTFUL;
+	if (!owner && !raw)
+		return UNBOOKED;
+	if (owner && owner->doubtful)
+		return DOUBTFUL;
+	set_found(&report->found, raw ?: owner);
+	report->found.has_ends = !raw;
+	if (raw)
+		raw->closed = true;
 	return BOOKED;
 }
 
@@ -357,11 +416,18 @@ static __always_inline enum verdict find_booked(struct __sk_buff *skb,
  * For comparison alone (make who-by-port): IG's map as gadgets use it, by the
  * local port and nothing else.
  */
-static __noinline int find_owner(struct __sk_buff *skb, struct report *report)
+__noinline int find_owner(struct __sk_buff *skb)
 {
-	const struct tuple *t = &report->ends;
+	struct workspace *space = get_workspace(IN_PACKET);
 	struct gadget_socket_value *socket;
 	struct gadget_socket_key key;
+	struct report *report;
+	struct tuple *t;
+
+	if (!space)
+		return 0;
+	report = &space->report;
+	t = &report->ends;
 
 	__builtin_memset(&key, 0, sizeof(key)); /* its padding too */
 	key.netns = t->netns;
@@ -381,14 +447,21 @@ static __noinline int find_owner(struct __sk_buff *skb, struct report *report)
 }
 #else
 /*
- * Fills in the owner of the attempt's socket, in what is all zero. A function
- * with a stack of its own.
+ * Fills in the owner of the attempt's socket, in what is all zero. Not static:
+ * verified once.
  */
-static __noinline int find_owner(struct __sk_buff *skb, struct report *report)
+__noinline int find_owner(struct __sk_buff *skb)
 {
-	if (report->forwarded) /* no socket's, though one has such a port */
+	struct workspace *space = get_workspace(IN_PACKET);
+	struct report *report;
+	enum verdict verdict;
+
+	if (!space)
 		return 0;
-	if (find_booked(skb, report) == UNBOOKED)
+	report = &space->report;
+	verdict = report->attempt.egress ? find_sent(report) :
+					   find_received(skb, report);
+	if (verdict == UNBOOKED)
 		find_older(skb, report);
 	return 0;
 }

@@ -316,8 +316,7 @@ static __always_inline bool read_tcp(const struct cursor *c,
 
 	if (!wants_tcp() || !wants_direction(a->egress) ||
 	    !load(c, ip->l4, &h, sizeof(h)) ||
-	    (h.flags & (TCPHDR_SYN | TCPHDR_ACK)) != TCPHDR_SYN ||
-	    !wants_port(bpf_ntohs(h.dest)))
+	    (h.flags & (TCPHDR_SYN | TCPHDR_ACK)) != TCPHDR_SYN)
 		return false;
 
 	doff = (h.doff_reserved >> 4) * 4;
@@ -404,23 +403,21 @@ static __always_inline bool is_group_frame(struct __sk_buff *ctx)
 	       (mac & 1); /* see is_multicast_ether_addr() */
 }
 
-/* The network namespace: IG's dispatcher leaves it there. */
-static __always_inline __u32 netns_of(const struct __sk_buff *skb)
+/*
+ * The network namespace: IG's dispatcher leaves it there. netgadget attaches the
+ * program without one.
+ */
+static __always_inline __u32 netns_of(const struct __sk_buff *ctx)
 {
-	return skb->cb[0];
+	struct sk_buff *skb = (void *)ctx;
+
+	return ctx->cb[0] ?: BPF_CORE_READ(skb, dev, nd_net.net, ns.inum);
 }
 
 /* Sent or received by this namespace; not everyone's, nor another host's. */
 static __always_inline bool is_own_traffic(const struct __sk_buff *skb)
 {
 	return skb->pkt_type == PACKET_HOST || skb->pkt_type == PACKET_OUTGOING;
-}
-
-/* On its way out, and it came in: this namespace only forwards it. */
-static __always_inline bool passes_through(const struct __sk_buff *skb,
-					   bool egress)
-{
-	return !forwarded && egress && skb->ingress_ifindex;
 }
 
 static __always_inline bool read_ip(const struct cursor *c, __be16 protocol,
@@ -461,8 +458,7 @@ static __always_inline bool read_attempt(struct __sk_buff *skb,
 	struct ip_info ip;
 
 	a->egress = skb->pkt_type == PACKET_OUTGOING;
-	if (!is_own_traffic(skb) || !reads_direction(a->egress) ||
-	    !wants_device(skb->ifindex) || passes_through(skb, a->egress))
+	if (!is_own_traffic(skb) || !reads_direction(a->egress))
 		return false;
 
 	if (!read_ip(&c, find_ip_header(&c), &ip) ||

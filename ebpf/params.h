@@ -52,6 +52,10 @@ GADGET_PARAM(forwarded);
 const volatile __u32 rate_limit = 1000; /* events/s of one owner; 0: none */
 GADGET_PARAM(rate_limit);
 
+/* A process, which is reported with those that it starts; 0: every process. */
+const volatile __u32 follow = 0;
+GADGET_PARAM(follow);
+
 static __always_inline bool wants_direction(bool egress)
 {
 	return !(egress ? ingress_only : egress_only);
@@ -99,7 +103,7 @@ static __always_inline bool wants_port(__u16 dport)
 /* True when the user asked for some processes or containers only. */
 static __always_inline bool filters_by_process(void)
 {
-	return gadget_filter_by_mntns || targ_pid || targ_tid ||
+	return follow || gadget_filter_by_mntns || targ_pid || targ_tid ||
 	       targ_uid != GADGET_INVALID_ID || targ_gid != GADGET_INVALID_ID ||
 	       targ_comm[0];
 }

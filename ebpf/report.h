@@ -20,6 +20,7 @@
 /* Whose socket a packet is of. */
 struct found {
 	struct gadget_process proc; /* all zero: nobody is known */
+	char thread[THREAD_LEN]; /* name of the thread */
 	__u64 sk; /* of a socket in the books, as in struct owner */
 	__u64 since;
 	__u64 started; /* the process, ns since the boot */
@@ -27,16 +28,22 @@ struct found {
 	__u32 family; /* as in struct owner */
 	bool known;
 	bool is_older;
+	bool has_ends; /* those of report->socket */
+	bool is_reported; /* the attempt was, before it reached a device */
+	bool followed; /* as in struct owner */
 };
 
 /* All that is known of one attempt. */
 struct report {
 	__u64 time; /* when it was seen, ns since the boot */
+	__u64 now; /* the same, but of what is reported late */
 	struct attempt attempt;
-	struct tuple ends;
+	struct tuple ends; /* on the wire */
+	struct tuple socket; /* as the socket of this side has them */
 	struct found found;
 	__u32 device; /* ifindex of the interface that saw it */
 	__u32 retries;
+	bool translated; /* the socket has other ends than the wire */
 	bool forwarded; /* on its way through this namespace */
 };
 
@@ -59,10 +66,24 @@ static __always_inline void begin_report(struct report *report,
 					 const struct attempt *a)
 {
 	__builtin_memset(report, 0, sizeof(*report));
-	report->time = bpf_ktime_get_boot_ns();
+	report->time = report->now = bpf_ktime_get_boot_ns();
 	report->device = skb->ifindex;
 	report->attempt = *a;
 	set_ends(&report->ends, netns_of(skb), a);
+	report->socket = report->ends;
+}
+
+/* By the port on the wire, or that which a program has asked for. */
+static __always_inline bool wants_called_port(const struct report *report)
+{
+	return wants_port(report->attempt.dport) ||
+	       (report->translated && wants_port(report->socket.remote_port));
+}
+
+static __always_inline bool wants_found(struct found *found)
+{
+	return wants_process(&found->proc, found->known) &&
+	       (!follow || found->followed);
 }
 
 /* Whose attempts the rate limit counts together: a key, no byte is unset. */
@@ -95,7 +116,8 @@ _Static_assert(__builtin_offsetof(struct delivery, event) ==
 /*
  * Too large for the stack, and what is in a map the verifier does not follow.
  * It is this CPU's: a packet's filter runs with softirqs off, see
- * dev_queue_xmit(), and what it interrupts has one of its own.
+ * dev_queue_xmit(), and what it interrupts has one of its own: a hook, none of
+ * which runs in another one, see trace_call_bpf().
  */
 struct workspace {
 	struct report report;
@@ -104,7 +126,7 @@ struct workspace {
 
 enum runs_in {
 	IN_PACKET,
-	IN_CLOCK,
+	IN_HOOK,
 	CONTEXTS,
 };
 

@@ -355,13 +355,20 @@ __noinline int is_for_others(struct __sk_buff *ctx)
 	       !is_local_ipv4(net, report->attempt.daddr.v4);
 }
 
-/* Whether this namespace is not an end of it, and that is not asked for. */
-static __always_inline bool is_forwarded(struct __sk_buff *skb,
-					 struct report *report)
+/* Verified once, as it is not static. */
+__noinline int is_from_here(struct __sk_buff *ctx)
 {
-	report->forwarded = report->attempt.egress ? skb->ingress_ifindex != 0 :
-						     is_for_others(skb);
-	return report->forwarded && !forwarded;
+	struct workspace *space = get_workspace(IN_PACKET);
+	struct sk_buff *skb = (void *)ctx;
+	struct tuple *t;
+	struct net *net;
+
+	if (!space)
+		return false;
+	t = &space->report.socket;
+	net = BPF_CORE_READ(skb, dev, nd_net.net);
+	return t->version == 6 ? is_local_ipv6(net, (void *)&t->local) :
+				 is_local_ipv4(net, t->local.v4);
 }
 
 #endif

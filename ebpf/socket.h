@@ -16,6 +16,10 @@
 #define AF_INET 2
 #define AF_INET6 10
 
+/* include/net/tcp_states.h, under names that vmlinux.h has not */
+#define TCP_SYN_SENT_STATE 2
+#define TCP_LISTEN_STATE 10
+
 /*
  * A socket, or a packet as the socket of this side would see it. A key of
  * maps: no byte is left unset. Addresses are in network byte order, IPv4 in
@@ -138,11 +142,14 @@ static __always_inline bool is_ipv6only(struct sock *sk)
 
 /*
  * Whether something that the socket has sent has not left the stack. A socket
- * that is closed stays until it has: see sk_free().
+ * that is closed stays until it has: see sk_free(). What netem delays only holds
+ * a reference, besides that of the file and that of the port: see
+ * skb_orphan_partial().
  */
 static __always_inline bool has_unsent(struct sock *sk)
 {
-	return BPF_CORE_READ(sk, sk_wmem_alloc.refs.counter) > 1;
+	return BPF_CORE_READ(sk, sk_wmem_alloc.refs.counter) > 1 ||
+	       BPF_CORE_READ(sk, __sk_common.skc_refcnt.refs.counter) > 2;
 }
 
 /* Of those that take what comes to one port by turns (SO_REUSEPORT). */

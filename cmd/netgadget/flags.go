@@ -26,6 +26,7 @@ type runFlags struct {
 	options gadget.Options
 	timeout time.Duration
 	strict  bool
+	wait    bool
 	command []string
 }
 
@@ -82,7 +83,9 @@ func (f *runFlags) ownFlags() *pflag.FlagSet {
 	own.StringVar(&f.options.Image.File, "image-file", "", "gadget image in an archive made by `ig image export`")
 	own.BoolVarP(&f.options.Verbose, "verbose", "v", false, "print Inspektor Gadget's debug messages")
 	own.BoolVar(&f.options.AutoMount, "auto-mount-filesystems", false, "mount bpffs, debugfs and tracefs where they are not")
-	own.DurationVarP(&f.timeout, "timeout", "t", 0, "end after this time (10s, 5m); 0 for never")
+	own.DurationVarP(&f.timeout, "timeout", "t", 0, "end after this time (10s, 5m), a COMMAND by SIGTERM; 0 for never")
+	own.BoolVar(&f.wait, "wait", false, "with a COMMAND: go on until the processes that it has left have ended, too")
+	own.StringArrayVar(&f.options.NetNS, "netns", nil, "network namespace to watch in place of the host's and containers': a file, a name of `ip netns`, or all; repeatable")
 	own.BoolVar(&f.strict, "strict", false, "fail when events were lost: more came than could be read")
 	return own
 }
@@ -128,6 +131,9 @@ func (f *runFlags) parse(flags *pflag.FlagSet, args []string) error {
 	}
 	if f.timeout < 0 {
 		return fmt.Errorf("--timeout %s: at least 0", f.timeout)
+	}
+	if f.wait && len(f.command) == 0 {
+		return errors.New("--wait: for what? A command to run follows --")
 	}
 	f.options.Params = maps.Clone(defaults)
 	maps.Copy(f.options.Params, setParams(flags))

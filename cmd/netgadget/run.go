@@ -28,9 +28,10 @@ func newRunCommand() *cobra.Command {
 		Short: "Report attempts to talk: of the whole host, or of one command",
 		Long: "Reports who tries to talk to whom, as JSON lines or (-o columns) a table, until\n" +
 			"it is interrupted.\n\n" +
-			"With a COMMAND, it reports only what the command and its children do, and exits\n" +
-			"as the command did, or with 125 if netgadget itself failed. The events are on\n" +
-			"standard output; what the command writes there goes to standard error.\n\n" +
+			"With a COMMAND, it reports only what the command and all that it starts do,\n" +
+			"wherever they go, and exits as the command did, with 124 if its --timeout was\n" +
+			"over, or with 125 if netgadget itself failed. The events are on standard output;\n" +
+			"what the command writes there goes to standard error.\n\n" +
 			"In the end, one line on standard error tells how many attempts were reported,\n" +
 			"withheld by the rate limit, and lost.",
 		// Which flags there are, only the image tells.
@@ -71,10 +72,12 @@ func runHost(ctx context.Context, flags *runFlags) error {
 }
 
 func runCommand(ctx context.Context, flags *runFlags) error {
-	command := exec.CommandContext(ctx, flags.command[0], flags.command[1:]...)
+	command := exec.Command(flags.command[0], flags.command[1:]...)
 	command.Stdin, command.Stdout, command.Stderr = os.Stdin, os.Stderr, os.Stderr
 
-	status, summary, err := gadget.RunCommand(ctx, flags.options, command)
+	status, summary, err := gadget.RunCommand(ctx, flags.options, gadget.Command{
+		Cmd: command, Wait: flags.wait, Timeout: flags.timeout,
+	})
 	err = flags.conclude(summary, err)
 	var start *gadget.StartError
 	switch {
@@ -93,10 +96,16 @@ func (f *runFlags) conclude(summary gadget.Summary, err error) error {
 	if err != nil {
 		return err
 	}
+	for _, note := range summary.Notes() {
+		fmt.Fprintln(os.Stderr, "netgadget:", note)
+	}
 	if unknown := summary.Unknown(); unknown != "" {
 		fmt.Fprintln(os.Stderr, "netgadget:", unknown)
 	}
 	fmt.Fprintln(os.Stderr, "netgadget:", summary)
+	if beyond := summary.Beyond(); beyond != "" {
+		fmt.Fprintln(os.Stderr, "netgadget:", beyond)
+	}
 	if f.strict {
 		return summary.Err()
 	}

@@ -20,6 +20,7 @@ import (
 type account struct {
 	counters counterMap
 	queued   queuedMap
+	awaited  queuedMap // connections whose first SYN was not seen yet
 
 	mu     sync.Mutex
 	closed bool
@@ -43,7 +44,12 @@ func (a *account) attach(gadgetCtx operators.GadgetContext) (err error) {
 	if a.counters, err = newCounterMap(gadgetCtx); err != nil {
 		return err
 	}
-	a.queued, err = newQueuedMap(gadgetCtx)
+	a.queued, err = newQueuedMap(gadgetCtx, "queued",
+		[]string{"unsent_in", "announced_in"}, []string{"unsent_out", "announced_out"})
+	if err != nil {
+		return err
+	}
+	a.awaited, err = newQueuedMap(gadgetCtx, "progresses", []string{"begun"}, []string{"ended"})
 	return err
 }
 
@@ -215,23 +221,26 @@ func (c counterMap) read() (sum counted, err error) {
 	return sum, err
 }
 
-// queuedMap holds how many events have waited to be sent, see ebpf/deliver.h.
+// queuedMap holds how much was put somewhere to wait, and how much was taken from
+// there, see struct queued in ebpf/deliver.h and struct progresses in ebpf/books.h.
 type queuedMap struct {
 	gadgetMap
-	put, taken [2]span // of each queue
+	put, taken []span
 }
 
-// queued are the events that were put into the queues, and those that were taken
-// out. They are taken in the order in which they were put.
+// queued is what was put and what was taken. It is taken in the order in which it
+// was put, as a rule.
 type queued struct{ put, taken uint64 }
 
-func newQueuedMap(gadgetCtx operators.GadgetContext) (q queuedMap, err error) {
-	if q.gadgetMap, err = newGadgetMap(gadgetCtx, "queued"); err != nil {
+func newQueuedMap(gadgetCtx operators.GadgetContext, name string, put, taken []string) (q queuedMap, err error) {
+	if q.gadgetMap, err = newGadgetMap(gadgetCtx, name); err != nil {
 		return q, err
 	}
 	f := fields{of: q.gadgetMap}
-	q.put = [2]span{f.find("unsent_in"), f.find("announced_in")}
-	q.taken = [2]span{f.find("unsent_out"), f.find("announced_out")}
+	for i := range put {
+		q.put = append(q.put, f.find(put[i]))
+		q.taken = append(q.taken, f.find(taken[i]))
+	}
 	return q, f.err
 }
 

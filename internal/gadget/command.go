@@ -11,14 +11,20 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
-	"runtime"
+	"strconv"
+	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
+
+	"gadget.example/network/internal/held"
 )
 
-// Exit statuses of a command that could not be started, as shells have them.
+// Exit statuses of a command that did not end by itself, or could not be started,
+// as shells have them.
 const (
+	StatusTimedOut      = 124 // as timeout(1) has it
 	StatusNotExecutable = 126
 	StatusNotFound      = 127
 )
@@ -42,100 +48,136 @@ func newStartError(err error) *StartError {
 	return &StartError{Status: status, Err: err}
 }
 
-// RunCommand runs a command and reports what it and its children attempt, in
-// the network namespace of this process. It returns the command's exit status,
-// 128 + N if signal N ended it, and what Run does.
+// Parameters of the gadget by which a command is followed, and how many of each
+// there can be unless it is said otherwise: a table takes some 80 bytes for each.
+const (
+	followParam        = "follow"
+	maxFollowedParam   = "max-followed"
+	maxNamespacesParam = "max-namespaces"
+
+	maxFollowed   = "32768"
+	maxNamespaces = "4096"
+)
+
+// followed is the ID of the process that is followed, or nothing.
+func (o Options) followed() string {
+	if pid := o.Params[followParam]; strings.Trim(pid, "0") != "" {
+		return pid
+	}
+	return ""
+}
+
+// Command is what RunCommand runs.
+type Command struct {
+	*exec.Cmd
+
+	// Wait has the run last until the processes that the command has left have
+	// ended, too, or a signal comes.
+	Wait bool
+
+	// Timeout, if not 0, is when the command gets SIGTERM, and Wait ends.
+	Timeout time.Duration
+}
+
+// RunCommand runs a command and reports what it and all that it starts attempt,
+// wherever they go: they are followed by fork, and the network namespaces that they
+// enter are watched. It returns the command's exit status, 128 + N if signal N
+// ended it, StatusTimedOut if its time was over, and what Run does.
 //
-// The command gets a mount namespace of its own, by which IG tells its
-// processes from others; what it mounts is seen outside as ever. SIGTERM and
-// SIGHUP are passed on to it; SIGINT and SIGQUIT it gets from the terminal.
-// A child that enters another mount namespace is not followed.
-func RunCommand(ctx context.Context, o Options, cmd *exec.Cmd) (status int, s Summary, err error) {
+// SIGTERM and SIGHUP are passed on to the command; SIGINT and SIGQUIT it gets from
+// the terminal.
+func RunCommand(ctx context.Context, o Options, cmd Command) (status int, s Summary, err error) {
 	if cmd.Err != nil {
 		return 0, s, newStartError(cmd.Err)
 	}
-	ns, err := newMountNS()
+	if o.followed() != "" {
+		return 0, s, fmt.Errorf("--%s and a COMMAND exclude each other: it is the command that is followed", followParam)
+	}
+	process, err := held.Start(cmd.Cmd)
 	if err != nil {
-		return 0, s, err
+		return 0, s, newStartError(err)
 	}
-	defer ns.close()
+	defer process.Close()
 
-	o.Params = maps.Clone(o.Params)
-	if o.Params == nil {
-		o.Params = map[string]string{}
-	}
-	o.Params["host"] = "true"
-	o.MountNS = ns.inode
-	o.NetNSOf = append(o.NetNSOf, os.Getpid())
-	o.OnReady = func(context.Context) (err error) {
-		status, err = ns.run(cmd)
-		return err
-	}
+	params := map[string]string{maxFollowedParam: maxFollowed, maxNamespacesParam: maxNamespaces}
+	maps.Copy(params, o.Params)
+	params["host"] = "true"
+	params[followParam] = strconv.Itoa(process.Process.Pid)
+	o.Params = params
+	c := &command{Command: cmd, held: process}
+	o.command = c
+	o.OnReady = c.run
 	s, err = Run(ctx, o)
-	return status, s, err
+	s.Running = c.running
+	return c.status, s, err
 }
 
-// mountNS is a mount namespace and the thread that is in it.
-type mountNS struct {
-	inode uint64
-	calls chan func()
+// command is a command that is run.
+type command struct {
+	Command
+	held     *held.Command
+	followed *followed // once the gadget runs
+	status   int
+	running  int // processes that it has left
 }
 
-func newMountNS() (*mountNS, error) {
-	ns := &mountNS{calls: make(chan func())}
-	entered := make(chan error)
-	go func() {
-		// The thread cannot go back, and so ends with the goroutine.
-		runtime.LockOSThread()
-		entered <- ns.enter()
-		for call := range ns.calls {
-			call()
-		}
-	}()
-	if err := <-entered; err != nil {
-		ns.close()
-		return nil, fmt.Errorf("making a mount namespace for the command: %w", err)
-	}
-	return ns, nil
-}
-
-func (ns *mountNS) enter() error {
-	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
-		return err
-	}
-	var stat unix.Stat_t
-	if err := unix.Stat("/proc/thread-self/ns/mnt", &stat); err != nil {
-		return err
-	}
-	ns.inode = stat.Ino
-	return nil
-}
-
-func (ns *mountNS) close() { close(ns.calls) }
-
-// run runs a command in the namespace and returns its exit status.
-func (ns *mountNS) run(cmd *exec.Cmd) (int, error) {
+// run runs the command, and waits for its end and, when asked to, that of all that
+// it has started.
+func (c *command) run(ctx context.Context) error {
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, unix.SIGINT, unix.SIGQUIT, unix.SIGTERM, unix.SIGHUP)
 	defer signal.Stop(signals)
-
-	// A child is forked from the thread that starts it.
-	started := make(chan error)
-	ns.calls <- func() { started <- cmd.Start() }
-	if err := <-started; err != nil {
-		return 0, newStartError(err)
+	if c.Timeout > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, c.Timeout)
+		defer cancel()
 	}
 
+	if err := c.held.Release(); err != nil {
+		return newStartError(err)
+	}
+	if err := c.await(ctx, signals); err != nil {
+		return err
+	}
+	if c.Wait {
+		waiting, stop := context.WithCancel(ctx)
+		defer stop()
+		go func() {
+			for s := range signals {
+				if s != unix.SIGHUP {
+					stop()
+				}
+			}
+		}()
+		if err := c.followed.wait(waiting); err != nil {
+			return err
+		}
+	}
+	left, err := c.followed.running()
+	c.running = len(left)
+	return err
+}
+
+// await waits for the command itself.
+func (c *command) await(ctx context.Context, signals <-chan os.Signal) error {
 	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }()
+	go func() { ended <- c.held.Wait() }()
+	done := ctx.Done()
 	for {
 		select {
 		case s := <-signals:
 			if s == unix.SIGTERM || s == unix.SIGHUP {
-				_ = cmd.Process.Signal(s) // it may have ended meanwhile
+				_ = c.Process.Signal(s) // it may have ended meanwhile
 			}
+		case <-done:
+			done = nil
+			_ = c.Process.Signal(unix.SIGTERM)
 		case err := <-ended:
-			return exitStatus(cmd, err)
+			c.status, err = exitStatus(c.Cmd, err)
+			if errors.Is(ctx.Err(), context.DeadlineExceeded) && done == nil {
+				c.status = StatusTimedOut
+			}
+			return err
 		}
 	}
 }

@@ -22,7 +22,10 @@ type Event struct {
 	Peer     netip.AddrPort // the remote address, with the port that was called
 	Src      netip.AddrPort // the initiator
 	Dst      netip.AddrPort // the endpoint that it called
+	Local    netip.AddrPort // this side's end as its socket has it; zero when none is known
+	Remote   netip.AddrPort // the other end, likewise
 	Proc     Process        // zero when nobody is known to own the socket
+	Thread   string         // name of the thread, where Proc.Comm is the process's
 	Retries  uint32         // how often this SYN was sent before
 	// Suppressed counts the attempts of the same owner that the rate limit has
 	// withheld since its event before.
@@ -82,7 +85,10 @@ type decoder struct {
 	peer      endpointFields
 	src       endpointFields
 	dst       endpointFields
+	local     endpointFields
+	remote    endpointFields
 	proc      processFields
+	thread    datasource.FieldAccessor
 
 	retries, suppressed datasource.FieldAccessor
 	exePath             datasource.FieldAccessor
@@ -121,6 +127,9 @@ func newDecoder(ds datasource.DataSource) (*decoder, error) {
 		peer:      endpoint("endpoint"),
 		src:       endpoint("src"),
 		dst:       endpoint("dst"),
+		local:     endpoint("local"),
+		remote:    endpoint("remote"),
+		thread:    field("thread"),
 		retries:   field("retries"), suppressed: field("suppressed"),
 		exePath: field("exepath"),
 		cwd:     field("cwd"),
@@ -154,6 +163,14 @@ func (d *decoder) owner(data datasource.Data) Owner {
 	return Owner{PID: d.uint32(d.proc.pid, data), Comm: cString(d.proc.comm.Get(data)), Egress: d.egress.Get(data)[0] != 0}
 }
 
+// called is the service that an attempt calls.
+func (d *decoder) called(data datasource.Data) (service, bool) {
+	dst, err := d.endpoint(d.dst, data)
+	return service{
+		netNS: d.uint32(d.netns, data), at: dst, proto: uint8(d.order.Uint16(d.dst.proto.Get(data))),
+	}, err == nil
+}
+
 func (d *decoder) event(data datasource.Data) (e Event, err error) {
 	e = Event{
 		Time:   time.Unix(0, int64(d.order.Uint64(d.timestamp.Get(data)))),
@@ -172,20 +189,32 @@ func (d *decoder) event(data datasource.Data) (e Event, err error) {
 				TID:  d.uint32(d.proc.parentTID, data),
 			},
 		},
+		Thread:     cString(d.thread.Get(data)),
 		Protocol:   Protocol(d.order.Uint16(d.dst.proto.Get(data))),
 		Retries:    d.uint32(d.retries, data),
 		Suppressed: d.uint32(d.suppressed, data),
 		ExePath:    cString(d.exePath.Get(data)),
 		Cwd:        cString(d.cwd.Get(data)),
 	}
-	if e.Peer, err = d.endpoint(d.peer, data); err != nil {
-		return e, err
+	for _, end := range []struct {
+		fields endpointFields
+		to     *netip.AddrPort
+	}{{d.peer, &e.Peer}, {d.src, &e.Src}, {d.dst, &e.Dst}, {d.local, &e.Local}, {d.remote, &e.Remote}} {
+		if *end.to, err = d.endpoint(end.fields, data); err != nil {
+			return e, err
+		}
 	}
-	if e.Src, err = d.endpoint(d.src, data); err != nil {
-		return e, err
+	if e.Remote == netip.AddrPortFrom(unspecified(e.Remote.Addr()), 0) {
+		e.Local, e.Remote = netip.AddrPort{}, netip.AddrPort{}
 	}
-	e.Dst, err = d.endpoint(d.dst, data)
-	return e, err
+	return e, nil
+}
+
+func unspecified(like netip.Addr) netip.Addr {
+	if like.Is4() {
+		return netip.IPv4Unspecified()
+	}
+	return netip.IPv6Unspecified()
 }
 
 func (d *decoder) endpoint(f endpointFields, data datasource.Data) (netip.AddrPort, error) {

@@ -11,6 +11,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -44,9 +45,10 @@ type Options struct {
 	// process decides.
 	AutoMount bool
 
-	// MountNS, if not 0, is the inode number of a mount namespace: only
-	// attempts of processes in it are reported.
-	MountNS uint64
+	// NetNS are the network namespaces to watch in place of those that IG watches: a
+	// file such as /run/netns/NAME or /proc/PID/ns/net, a name of `ip netns`, or
+	// AllNetNS, which is every one, those that are made later included.
+	NetNS []string
 
 	// NetNSOf are processes whose network namespaces are watched too. IG by
 	// itself watches that of process 1 (with "host") and those of containers.
@@ -59,6 +61,9 @@ type Options struct {
 	// OnReady, if not nil, is called when the gadget sees every packet. When
 	// it returns, the gadget reports what was sent until then, and ends.
 	OnReady func(context.Context) error
+
+	// command, if not nil, is what is followed.
+	command *command
 }
 
 // Run runs the gadget until ctx is done or OnReady returned, reports what was
@@ -66,6 +71,10 @@ type Options struct {
 // events were lost is no error: the summary tells, and its Err.
 func Run(ctx context.Context, o Options) (s Summary, err error) {
 	if err := conflicts(o.Params); err != nil {
+		return s, err
+	}
+	files, err := o.netNSFiles()
+	if err != nil {
 		return s, err
 	}
 	if err := host.Init(host.Config{AutoMountFilesystems: o.AutoMount}); err != nil {
@@ -80,8 +89,11 @@ func Run(ctx context.Context, o Options) (s Summary, err error) {
 		return s, err
 	}
 
-	r := &run{options: o, log: newLog(o.Verbose), drain: newDrain(), account: newAccount(), ready: make(chan struct{})}
+	r := &run{options: o, files: files, log: newLog(o.Verbose), drain: newDrain(), account: newAccount(), ready: make(chan struct{})}
 	defer func() { err = errors.Join(err, r.close()) }()
+	if o.followed() != "" {
+		r.talked = newTalked()
+	}
 	// IG must outlive ctx by the time that it takes to drain.
 	igCtx, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
@@ -105,13 +117,16 @@ func Run(ctx context.Context, o Options) (s Summary, err error) {
 
 // run is one run of the gadget: operators among IG's.
 type run struct {
-	options Options
-	log     *log
-	ready   chan struct{}
-	drain   *drain
-	account *account
-	filter  *mountNSFilter
-	failed  error // in preStart
+	options  Options
+	log      *log
+	ready    chan struct{}
+	drain    *drain
+	account  *account
+	files    []string // of namespaces, where it is not IG that watches them
+	taps     *namespaces
+	talked   *talked // by those who are followed
+	followed *followed
+	failed   error // in preStart
 }
 
 // follow waits for the end of what is watched, then for the last event.
@@ -148,11 +163,18 @@ const mostDrains = 3
 // for half a second, or until the reader has caught up.
 const waitingTimeout = 10 * time.Second
 
+// awaitedTimeout bounds the wait for connections whose SYN no device has seen:
+// they are reported when it is sent again, after a second.
+const awaitedTimeout = 2 * time.Second
+
 // end waits for the last event, and settles the account.
 func (r *run) end(ctx context.Context) (s Summary, err error) {
 	// Then every packet has become an event, and some of these wait.
 	if err = r.drain.wait(ctx); err == nil {
-		err = r.sendWaiting(ctx)
+		err = r.waitFor(ctx, r.account.awaited, awaitedTimeout)
+	}
+	if err == nil {
+		err = r.waitFor(ctx, r.account.queued, waitingTimeout)
 	}
 	settled := false
 	for i := 1; err == nil && !settled; i++ {
@@ -163,24 +185,36 @@ func (r *run) end(ctx context.Context) (s Summary, err error) {
 	// What is lost is told with the next record that finds room: a sentinel.
 	s.ReaderLost = r.log.lost() - r.drain.refused.Load()
 	s.LeftOutBy = r.options.processFilters()
-	return s, err
+	return s, errors.Join(err, r.tellFollowed(&s))
 }
 
-// sendWaiting has the gadget send the events that wait now. What it does not send
-// in time is withheld.
-func (r *run) sendWaiting(ctx context.Context) error {
-	now, err := r.account.queued.read()
-	if err != nil || now.put == now.taken {
+// tellFollowed adds what is known of those who are followed.
+func (r *run) tellFollowed(s *Summary) (err error) {
+	if r.followed == nil {
+		return nil
+	}
+	if s.Unfollowed, err = r.followed.unfollowed(); err != nil {
+		return err
+	}
+	s.TalkedTo, err = r.talked.names()
+	return err
+}
+
+// waitFor waits until what waits now in the gadget does so no more, or the time is
+// over. Meanwhile the gadget sends what it can.
+func (r *run) waitFor(ctx context.Context, waiting queuedMap, bound time.Duration) error {
+	now, err := waiting.read()
+	if err != nil || now.taken >= now.put {
 		return err
 	}
 	clock, err := newClock()
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, waitingTimeout)
+	ctx, cancel := context.WithTimeout(ctx, bound)
 	defer cancel()
 	err = clock.until(ctx, func() (bool, error) {
-		q, err := r.account.queued.read()
+		q, err := waiting.read()
 		return q.taken >= now.put, err
 	})
 	return errors.Join(err, clock.close())
@@ -193,7 +227,10 @@ func (o Options) processFilters() (names []string) {
 			names = append(names, "--"+name)
 		}
 	}
-	if names == nil && o.MountNS == 0 {
+	if o.followed() != "" && o.command == nil {
+		names = append(names, "--"+followParam)
+	}
+	if names == nil && o.command == nil {
 		names = []string{"the filters by container"}
 	}
 	return names
@@ -214,6 +251,7 @@ func (r *run) operators() []operators.DataOperator {
 		simple.New("network-fields",
 			simple.WithPriority(priorityFields),
 			simple.OnInit(r.init),
+			simple.OnPreStart(r.replaceAttacher),
 		),
 		simple.New("network",
 			simple.WithPriority(priorityLast),
@@ -237,6 +275,11 @@ func (r *run) init(gadgetCtx operators.GadgetContext) error {
 			r.drain.arrived(cpu)
 			return datasource.ErrDiscard
 		}
+		if r.talked != nil && d.egress.Get(data)[0] != 0 {
+			if service, ok := d.called(data); ok {
+				r.talked.enter(service)
+			}
+		}
 		if !r.account.enter(d.uint32(d.suppressed, data), func() Owner { return d.owner(data) }) {
 			return datasource.ErrDiscard
 		}
@@ -256,27 +299,25 @@ func (r *run) init(gadgetCtx operators.GadgetContext) error {
 	}, priorityLast)
 }
 
+// replaceAttacher runs before IG attaches the gadget to the namespaces of the host
+// and of containers.
+func (r *run) replaceAttacher(gadgetCtx operators.GadgetContext) error {
+	if r.files != nil {
+		gadgetCtx.SetVar(attacherVar, noAttacher{})
+	}
+	return nil
+}
+
 // preStart runs when IG's operators have attached containers, and before the
 // eBPF programs are loaded. IG v0.51.1 stops no operator when one fails here, but
 // does when one fails to start (Run in pkg/gadget-context/run.go).
 func (r *run) preStart(gadgetCtx operators.GadgetContext) error {
-	r.failed = r.narrow(gadgetCtx)
-	return nil
-}
-
-// narrow tells IG what to watch.
-func (r *run) narrow(gadgetCtx operators.GadgetContext) error {
-	if r.options.MountNS != 0 {
-		filter, err := newMountNSFilter(r.options.MountNS)
-		if err != nil {
-			return err
-		}
-		r.filter = filter
-		filter.use(gadgetCtx)
+	if r.files != nil {
+		return nil
 	}
 	for _, pid := range r.options.NetNSOf {
-		if err := watchNetNSOf(gadgetCtx, pid); err != nil {
-			return err
+		if r.failed = watchNetNSOf(gadgetCtx, pid); r.failed != nil {
+			break
 		}
 	}
 	return nil
@@ -290,12 +331,39 @@ func (r *run) start(gadgetCtx operators.GadgetContext) error {
 	if err := errors.Join(r.drain.attach(gadgetCtx), r.account.attach(gadgetCtx)); err != nil {
 		return err
 	}
+	if err := r.startFollowing(gadgetCtx); err != nil {
+		return err
+	}
 	close(r.ready)
 	return nil
 }
 
+// startFollowing prepares what IG does not do.
+func (r *run) startFollowing(gadgetCtx operators.GadgetContext) (err error) {
+	if r.files == nil {
+		return nil
+	}
+	whose := thoseOfFollowed
+	if slices.Contains(r.options.NetNS, AllNetNS) {
+		whose = everybodys
+	}
+	if r.options.followed() != "" {
+		if r.followed, err = newFollowed(gadgetCtx); err != nil {
+			return err
+		}
+		if err = r.talked.attach(gadgetCtx); err != nil {
+			return err
+		}
+	}
+	if r.options.command != nil {
+		r.options.command.followed = r.followed
+	}
+	r.taps, err = newNamespaces(gadgetCtx, r.files, whose)
+	return err
+}
+
 func (r *run) close() error {
-	return errors.Join(r.drain.close(), r.filter.close())
+	return errors.Join(r.taps.close(), r.drain.close())
 }
 
 // conflicts names two parameters that leave nothing to report.

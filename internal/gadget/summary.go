@@ -27,6 +27,18 @@ type Summary struct {
 	LeftOutSent, LeftOutReceived uint64
 	LeftOutBy                    []string
 
+	// Running is how many processes a command has left: what they attempt from now on
+	// is not reported.
+	Running int
+
+	// Unfollowed is how many processes of a command there was no place for: what they
+	// and theirs attempted is not reported.
+	Unfollowed uint64
+
+	// TalkedTo are daemons that those who are followed have talked to on this host:
+	// paths of Unix sockets, and addresses. What these do for them is not reported.
+	TalkedTo []string
+
 	// ReaderLost is how many records the reader of the rings was told that it has
 	// missed: as many as Lost, but for events that the kernel refused for another
 	// reason than a full ring.
@@ -140,6 +152,41 @@ func (s Summary) owners() []string {
 		all = append(all, fmt.Sprintf("unknown: %d", s.Withheld-known))
 	}
 	return all
+}
+
+// Notes are lines about what is not in the report, and is no attempt that was seen.
+func (s Summary) Notes() (lines []string) {
+	if s.Running > 0 {
+		lines = append(lines, fmt.Sprintf("%s of the command %s still running; --wait waits for them",
+			count(uint64(s.Running), "process", "processes"), isOrAre(s.Running)))
+	}
+	if s.Unfollowed > 0 {
+		lines = append(lines, fmt.Sprintf("%s of the command could not be followed: too many at once; see --max-followed",
+			count(s.Unfollowed, "process", "processes")))
+	}
+	return lines
+}
+
+// Beyond is a line about who has done what is not in the report, or nothing.
+func (s Summary) Beyond() string {
+	if len(s.TalkedTo) == 0 {
+		return ""
+	}
+	names := s.TalkedTo[:min(len(s.TalkedTo), mostTalkedTo)]
+	if more := len(s.TalkedTo) - len(names); more > 0 {
+		names = append(slices.Clone(names), fmt.Sprintf("and %d more", more))
+	}
+	return "it talked to " + strings.Join(names, ", ") + ": what they did for it is not in this report"
+}
+
+// mostTalkedTo is how many of them a line names.
+const mostTalkedTo = 8
+
+func isOrAre(n int) string {
+	if n == 1 {
+		return "is"
+	}
+	return "are"
 }
 
 // group are owners of one name and direction.
