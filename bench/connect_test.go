@@ -145,7 +145,7 @@ func newGadget() (*gadget, error) {
 	return &gadget{spec, collection}, err
 }
 
-func (g *gadget) attach() (func() error, error) { return object.AttachKprobes(g.spec, g.collection) }
+func (g *gadget) attach() (func() error, error) { return object.AttachHooks(g.spec, g.collection) }
 
 // pair is the least that a tracer of connect() does: it remembers the socket
 // by the thread at the call, and forgets it at the return.

@@ -179,6 +179,9 @@ type igEvent struct {
 	Endpoint igEndpoint `json:"endpoint"`
 	Src      igEndpoint `json:"src"`
 	Dst      igEndpoint `json:"dst"`
+	Local    igEndpoint `json:"local"`
+	Remote   igEndpoint `json:"remote"`
+	Thread   string     `json:"thread"`
 	Proc     igProcess  `json:"proc"`
 	// Suppressed, see gadget.Event.
 	Suppressed uint32 `json:"suppressed"`
@@ -229,9 +232,10 @@ func fromJSON(t *testing.T, lines []string) []seen {
 				src: e.Src.addrPort(), dst: e.Dst.addrPort(), peer: e.Endpoint.addrPort(),
 			},
 			owner: attempt.Process{
-				Comm: e.Proc.Comm, PID: e.Proc.PID, TID: e.Proc.TID, UID: e.Proc.Creds.UID, GID: e.Proc.Creds.GID,
+				Comm: e.Proc.Comm, Thread: e.Thread, PID: e.Proc.PID, TID: e.Proc.TID, UID: e.Proc.Creds.UID, GID: e.Proc.Creds.GID,
 				MountNS: e.Proc.MountNS, ParentPID: e.Proc.Parent.PID, ParentComm: e.Proc.Parent.Comm,
 			},
+			ends: ends{local: orNone(e.Local.addrPort()), remote: orNone(e.Remote.addrPort())},
 		})
 	}
 	return events

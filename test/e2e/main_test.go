@@ -41,6 +41,7 @@ const (
 	igBinary        = "ig"
 	netgadgetBinary = "netgadget"
 	agentBinary     = "agent"
+	firstBinary     = "first"
 	imageFile       = "network.tar"
 )
 

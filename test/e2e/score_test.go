@@ -4,6 +4,8 @@ package e2e
 
 import (
 	"fmt"
+	"maps"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -16,8 +18,42 @@ import (
 type fact struct {
 	sighting
 	owners []attempt.Process // any of them; none at all: nobody
-	spared bool              // nobody will do, too
+	// ends are of whose socket is named; onWire: as they are on the wire.
+	ends
+	onWire bool
+	// source, if not nil, says whether the attempt may have come from there, where
+	// the sighting has none.
+	source func(netip.AddrPort) bool
+	spared excuse // why nobody will do, too; "" if that will not
+	// worker: a thread of the kernel's may have done it for the process.
+	worker bool
 	origin string
+}
+
+// excuse is why an event names nobody, and rightly so.
+type excuse string
+
+const (
+	notServed   excuse = "nothing has the port, or gets it"
+	tooOld      excuse = "the socket is older than the gadget"
+	sameSource  excuse = "several processes had the source at once"
+	rawBorrowed excuse = "a raw socket used the port of another process"
+)
+
+// names says whether an event names one of the owners.
+func (f fact) names(owner attempt.Process) bool {
+	return slices.ContainsFunc(f.owners, func(wanted attempt.Process) bool {
+		if f.worker {
+			owner.TID, owner.Thread = wanted.TID, wanted.Thread
+		}
+		return owner == wanted
+	})
+}
+
+// anySource is a sighting of which the source is not told.
+func (s sighting) anySource() sighting {
+	s.src = netip.AddrPort{}
+	return s
 }
 
 // verdict is how an event compares with the facts.
@@ -26,7 +62,7 @@ type verdict int
 const (
 	right   verdict = iota
 	unknown         // nobody is named where somebody should be
-	wrong           // another one is named
+	wrong           // another one is named, or another socket
 	missing
 	extra
 	excused // unknown, and nobody can know
@@ -40,11 +76,14 @@ type score struct {
 	cases    []string // in their order
 	attempts map[string]int
 	counts   map[string]*[verdicts]int
+	nobody   map[excuse]int // that events rightly name, or may
 	problems []string
+	// lenient: events need not say what the socket has, nor name the thread.
+	lenient bool
 }
 
 func newScore() *score {
-	return &score{attempts: map[string]int{}, counts: map[string]*[verdicts]int{}}
+	return &score{attempts: map[string]int{}, counts: map[string]*[verdicts]int{}, nobody: map[excuse]int{}}
 }
 
 func (s *score) of(name string) *[verdicts]int {
@@ -69,21 +108,25 @@ func (s *score) add(name string, v verdict, format string, args ...any) {
 // settle compares events with the facts, both as sets in which an element can be
 // several times.
 func (s *score) settle(name string, facts []fact, events []seen) {
-	open := map[sighting][]fact{}
+	open := openFacts{}
 	for _, f := range facts {
 		open[f.sighting] = append(open[f.sighting], f)
 	}
 	// Who is named rightly is settled before the rest shares what is left.
-	for _, step := range []func(fact, attempt.Process) (verdict, bool){isRight, isUnknown, isWrong} {
+	for _, step := range []func(fact, seen) (verdict, bool){isRight, isUnknown, isWrong} {
 		events = slices.DeleteFunc(events, func(e seen) bool {
-			for i, f := range open[e.sighting] {
-				if v, ok := step(f, e.owner); ok {
-					s.add(name, v, "%s\n    sent:   %s\n    wanted: %s\n    got:    %s", e.sighting, f.origin, f.owners, e.owner)
-					open[e.sighting] = slices.Delete(open[e.sighting], i, i+1)
-					return true
+			return open.take(e, func(f fact) bool {
+				told := e
+				if s.lenient {
+					told = e.asToldBy(f)
 				}
-			}
-			return false
+				v, ok := step(f, told)
+				if ok {
+					s.add(name, v, "%s\n    sent:   %s\n    wanted: %s, %s\n    got:    %s, %s", e.sighting, f.origin, f.owners, f.endsOf(e), e.owner, e.ends)
+					s.countNobody(f, e)
+				}
+				return ok
+			})
 		})
 	}
 	for _, e := range events {
@@ -96,21 +139,67 @@ func (s *score) settle(name string, facts []fact, events []seen) {
 	}
 }
 
-func isRight(f fact, owner attempt.Process) (verdict, bool) {
+// openFacts are those that no event has met yet.
+type openFacts map[sighting][]fact
+
+// take removes the first fact that an event can be about and that will do.
+func (o openFacts) take(e seen, do func(fact) bool) bool {
+	for _, key := range []sighting{e.sighting, e.anySource()} {
+		for i, f := range o[key] {
+			if (f.source == nil || f.source(e.src)) && do(f) {
+				o[key] = slices.Delete(o[key], i, i+1)
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// endsOf are the ends that an event must tell.
+func (f fact) endsOf(e seen) ends {
+	if f.onWire {
+		return e.endsFor(e.owner)
+	}
+	return f.ends
+}
+
+// asToldBy is the event as if it said all that the fact does but for who.
+func (e seen) asToldBy(f fact) seen {
+	e.ends = f.endsOf(e)
+	for _, wanted := range f.owners {
+		if wanted.PID == e.owner.PID {
+			e.owner.Thread = wanted.Thread
+		}
+	}
+	return e
+}
+
+func isRight(f fact, e seen) (verdict, bool) {
 	if len(f.owners) == 0 {
-		return right, owner == attempt.Process{}
+		return right, e.owner == attempt.Process{} && e.ends == ends{}
 	}
-	return right, slices.Contains(f.owners, owner)
+	return right, f.names(e.owner) && e.ends == f.endsOf(e)
 }
 
-func isUnknown(f fact, owner attempt.Process) (verdict, bool) {
-	if f.spared {
-		return excused, owner == attempt.Process{}
+func isUnknown(f fact, e seen) (verdict, bool) {
+	if f.spared != "" {
+		return excused, e.owner == attempt.Process{}
 	}
-	return unknown, owner == attempt.Process{}
+	return unknown, e.owner == attempt.Process{}
 }
 
-func isWrong(fact, attempt.Process) (verdict, bool) { return wrong, true }
+func isWrong(fact, seen) (verdict, bool) { return wrong, true }
+
+func (s *score) countNobody(f fact, e seen) {
+	if e.owner != (attempt.Process{}) {
+		return
+	}
+	if len(f.owners) == 0 {
+		s.nobody[notServed]++
+	} else if f.spared != "" {
+		s.nobody[f.spared]++
+	}
+}
 
 // total is the sum over all cases.
 func (s *score) total() (sum [verdicts]int, attempts int) {
@@ -137,6 +226,12 @@ func (s *score) check(t *testing.T, allowed ...verdict) {
 		line(name, s.attempts[name], *s.counts[name])
 	}
 	line("total", attempts, sum)
+	if len(s.nobody) > 0 {
+		fmt.Fprintln(w, "nobody, rightly")
+	}
+	for _, why := range slices.Sorted(maps.Keys(s.nobody)) {
+		fmt.Fprintf(w, "%d\t%s\t  %s\n", s.nobody[why], strings.Repeat("\t", int(verdicts)-1), why)
+	}
 	w.Flush()
 	t.Logf("events by case\n%s", &b)
 

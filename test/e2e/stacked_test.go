@@ -117,7 +117,7 @@ func stackedCalls(path path, from, to int) []call {
 func (l lane) copied(truth []want) []want {
 	var all []want
 	for _, w := range truth {
-		w.owner = attempt.Process{}
+		w.owner, w.ends = attempt.Process{}, ends{}
 		n := l.stack.received
 		if w.egress {
 			n = l.stack.sent
@@ -158,7 +158,7 @@ func (l lane) tally(events []seen) (n tally) {
 func anonymous(events []seen) []seen {
 	var all []seen
 	for _, e := range events {
-		e.owner, e.retries = attempt.Process{}, 0
+		e.owner, e.ends, e.retries = attempt.Process{}, ends{}, 0
 		all = append(all, e)
 	}
 	return all

@@ -23,10 +23,13 @@ type stage struct {
 	callers  []*agent // in the first namespace
 	servers  []*agent
 	away     []*agent // in the other namespace
+	inner    []*agent // in one behind the first
 	selves   map[*agent]attempt.Process
 	score    *score
 	opened   int // sockets so far
 	attempts int // that each case makes, about
+	// keep, if not nil, says which facts the gadget's parameters let be reported.
+	keep func(fact) bool
 
 	mu      sync.Mutex
 	events  []seen
@@ -38,6 +41,7 @@ const (
 	callers = 6
 	servers = 4
 	aways   = 2
+	inners  = 2
 )
 
 func newStage(t *testing.T, attempts int) *stage {
@@ -46,6 +50,7 @@ func newStage(t *testing.T, attempts int) *stage {
 		t: t, pair: newPair(t, newNamespace(t, "left"), newNamespace(t, "right")), attempts: attempts,
 		selves: map[*agent]attempt.Process{}, score: newScore(), arrived: make(chan struct{}, 1),
 	}
+	s.pair.addServices(t)
 	for _, ns := range s.pair.ends {
 		ns.sysctl(t, "ipv4/ip_unprivileged_port_start", "0")
 		ns.sysctl(t, "core/somaxconn", "65535")
@@ -61,19 +66,23 @@ func newStage(t *testing.T, attempts int) *stage {
 		if i%2 == 1 {
 			uid = uint32(1000 + i)
 		}
-		s.callers = append(s.callers, s.start(0, agentOptions{name: fmt.Sprintf("caller-%d", i), uid: uid}))
+		s.callers = append(s.callers, s.start(s.pair.ends[0], agentOptions{name: fmt.Sprintf("caller-%d", i), uid: uid}))
 	}
 	for i := range servers {
-		s.servers = append(s.servers, s.start(0, agentOptions{name: fmt.Sprintf("server-%d", i)}))
+		s.servers = append(s.servers, s.start(s.pair.ends[0], agentOptions{name: fmt.Sprintf("server-%d", i)}))
 	}
 	for i := range aways {
-		s.away = append(s.away, s.start(1, agentOptions{name: fmt.Sprintf("away-%d", i)}))
+		s.away = append(s.away, s.start(s.pair.ends[1], agentOptions{name: fmt.Sprintf("away-%d", i)}))
+	}
+	behind := newBehind(t, s.pair.ends[0])
+	for i := range inners {
+		s.inner = append(s.inner, s.start(behind, agentOptions{name: fmt.Sprintf("inner-%d", i)}))
 	}
 	return s
 }
 
-func (s *stage) start(end int, o agentOptions) *agent {
-	a := startAgent(s.t, s.pair.ends[end], o)
+func (s *stage) start(ns *namespace, o agentOptions) *agent {
+	a := startAgent(s.t, ns, o)
 	report := a.do(s.t, attempt.Request{Steps: []attempt.Step{{Do: attempt.Inbox}}})
 	s.selves[a] = report.Steps[0].Process
 	return a
@@ -103,7 +112,7 @@ func (s *stage) watch(params map[string]string, f func()) {
 	maps.Copy(all, params)
 	o := gadget.Options{
 		Image: gadget.Image{File: artifact(imageFile)}, Params: all,
-		NetNSOf: []int{s.callers[0].pid, s.away[0].pid},
+		NetNSOf: []int{s.callers[0].pid, s.away[0].pid, s.inner[0].pid},
 		OnEvent: func(e gadget.Event) {
 			if !isOurs(e.Src.Addr()) && !isOurs(e.Dst.Addr()) {
 				return
@@ -147,16 +156,27 @@ func (s *stage) take(wanted int) []seen {
 type act struct {
 	by   *agent
 	step attempt.Step
-	// child has a child of the agent's do it, with the inherited sockets.
+	// child has a child of the agent's do it, with the inherited sockets, which is
+	// started as parent says.
 	child   bool
 	inherit []string
+	parent  attempt.Step
 
 	to     []attempt.Process // who may be named where it arrives; none: nobody
 	from   *attempt.Process  // who is named where it is sent, if not who does it
 	beyond *namespace        // where it arrives, if not in the agent's namespace
-	// spared says that it may be nobody's, too: of a socket older than the
-	// gadget, or when nothing in a packet tells.
-	spared bool
+	// spared says why it may be nobody's, too; "" if it may not.
+	spared excuse
+	// never: it reaches no device, and so arrives nowhere.
+	never bool
+	// raw: no socket that a TCP or UDP has sends it.
+	raw bool
+	// worker: a thread of the kernel's may do it for the process.
+	worker bool
+	// nat, if not nil, is what becomes of the socket's ends on the wire, and passed
+	// what becomes of them where they pass another namespace. A source port that
+	// is 0 then is any.
+	nat, passed func(ends) ends
 }
 
 func (a act) request() attempt.Step {
@@ -165,7 +185,9 @@ func (a act) request() attempt.Step {
 	}
 	// What it is called later is not who it was.
 	gone := attempt.Step{Do: attempt.Rename, Comm: "gone"}
-	return attempt.Step{Do: attempt.Child, Steps: []attempt.Step{a.step, gone}, Inherit: a.inherit}
+	start := a.parent
+	start.Do, start.Steps, start.Inherit = attempt.Child, []attempt.Step{a.step, gone}, a.inherit
+	return start
 }
 
 // mostInWave is how many attempts are made before their events are awaited: a
@@ -183,18 +205,24 @@ func (s *stage) wave(name string, acts []act) {
 	s.settle(name, acts, s.perform(acts))
 }
 
-// settle compares what follows from acts with what was reported.
-func (s *stage) settle(name string, acts []act, reports []attempt.Report) {
+// settle compares what follows from acts with what was reported, some of it before.
+func (s *stage) settle(name string, acts []act, reports []attempt.Report, before ...seen) {
 	s.t.Helper()
 	var facts []fact
 	for i, report := range reports {
-		made := s.facts(acts[i], report)
-		if len(made) > 0 {
-			s.score.attempts[name]++
+		all := []attempt.Report{report}
+		if len(report.Steps) > 0 { // several packets of one step
+			all = report.Steps
 		}
-		facts = append(facts, made...)
+		for _, report := range all {
+			made := s.facts(acts[i], report)
+			if len(made) > 0 {
+				s.score.attempts[name]++
+			}
+			facts = append(facts, made...)
+		}
 	}
-	s.score.settle(name, facts, s.take(len(facts)))
+	s.score.settle(name, facts, append(before, s.take(len(facts)-len(before))...))
 }
 
 // perform returns the reports in the order of the acts.
@@ -239,29 +267,66 @@ func (s *stage) perform(acts []act) []attempt.Report {
 }
 
 // facts are the events that follow from an act.
-func (*stage) facts(a act, report attempt.Report) []fact {
-	if a.step.Do != attempt.Call {
+func (s *stage) facts(a act, report attempt.Report) []fact {
+	if !a.step.Attempts() {
 		return nil
 	}
 	sender := report.Process
 	if a.from != nil {
 		sender = *a.from
 	}
+	asked := ends{local: report.Src, remote: report.Dst}
+	if a.nat != nil {
+		onWire := a.nat(asked)
+		report.Src, report.Dst = onWire.local, onWire.remote
+	}
+	if a.step.Do == attempt.Flows {
+		report.Packets = 1 // of those that are reported
+	}
 	var facts []fact
 	origin := fmt.Sprintf("%s: %+v %s", report.Process, a.step, report.Error)
 	for _, w := range wants(report, a.step.Protocol, a.by.ns, a.receiver(), attempt.Process{}, origin) {
 		f := fact{sighting: w.sighting, origin: w.origin, spared: a.spared}
-		if w.egress {
-			f.owners = []attempt.Process{sender}
-		} else {
-			f.owners = a.to
+		switch {
+		case w.egress:
+			f.owners, f.worker = []attempt.Process{sender}, a.worker
+			if !a.raw {
+				f.ends = asked
+			}
+		case a.passed != nil:
+			f.sighting = f.sighting.from(a.passed(asked).local)
 		}
-		facts = append(facts, f)
+		if !w.egress && len(a.to) > 0 {
+			f.owners, f.onWire = a.to, true
+		}
+		switch {
+		case a.never:
+			f.source, f.sighting, f.onWire = asFarAsKnown(a.step.Src, report.Src), f.anySource(), true
+		case f.src.Port() == 0:
+			f.source, f.sighting = fromAny(f.src.Addr()), f.anySource()
+		}
+		if s.keep == nil || s.keep(f) {
+			facts = append(facts, f)
+		}
 	}
 	return facts
 }
 
+// from is a received attempt, if it came from another source.
+func (s sighting) from(src netip.AddrPort) sighting {
+	s.src, s.peer = src, netip.AddrPortFrom(src.Addr(), s.dst.Port())
+	return s
+}
+
+// fromAny accepts any port of an address.
+func fromAny(addr netip.Addr) func(netip.AddrPort) bool {
+	return func(src netip.AddrPort) bool { return src.Addr() == addr && src.Port() != 0 }
+}
+
 func (a act) receiver() *namespace {
+	if a.never {
+		return nil
+	}
 	if a.beyond != nil {
 		return a.beyond
 	}

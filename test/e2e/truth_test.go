@@ -30,11 +30,23 @@ func (s sighting) String() string {
 	return fmt.Sprintf("%s %s in netns %d: %s -> %s, peer %s, retries %d", s.protocol, direction, s.netNS, s.src, s.dst, s.peer, s.retries)
 }
 
+// ends are an attempt's as the socket of the event's side has them; zero is no
+// socket.
+type ends struct{ local, remote netip.AddrPort }
+
+func (e ends) String() string {
+	if e == (ends{}) {
+		return "no socket"
+	}
+	return fmt.Sprintf("socket from %s to %s", e.local, e.remote)
+}
+
 // want is an event that must come.
 type want struct {
 	sighting
 	// owner is the process that the event must name; the zero value is nobody.
-	owner  attempt.Process
+	owner attempt.Process
+	ends
 	origin string // the attempt, for messages
 }
 
@@ -53,6 +65,7 @@ func wants(report attempt.Report, protocol attempt.Protocol, sender, receiver *n
 		if !egress {
 			w.peer = netip.AddrPortFrom(report.Src.Addr(), report.Dst.Port())
 		}
+		w.ends = w.endsFor(owner)
 		for i := range report.Packets {
 			if protocol == attempt.TCP {
 				w.retries = uint32(i)
@@ -65,10 +78,32 @@ func wants(report attempt.Report, protocol attempt.Protocol, sender, receiver *n
 	return all
 }
 
+// endsFor are those of the owner's socket if nothing has changed the addresses on
+// the way.
+func (s sighting) endsFor(owner attempt.Process) ends {
+	switch {
+	case owner == attempt.Process{}:
+		return ends{}
+	case s.egress:
+		return ends{local: orNone(s.src), remote: s.dst}
+	default:
+		return ends{local: s.dst, remote: s.src}
+	}
+}
+
+// orNone is an end; nothing but zeros, of either family, is none.
+func orNone(end netip.AddrPort) netip.AddrPort {
+	if end.Addr().IsUnspecified() && end.Port() == 0 {
+		return netip.AddrPort{}
+	}
+	return end
+}
+
 // seen is an event that came.
 type seen struct {
 	sighting
 	owner attempt.Process
+	ends
 }
 
 func fromEvent(e gadget.Event) seen {
@@ -78,9 +113,10 @@ func fromEvent(e gadget.Event) seen {
 			src: e.Src, dst: e.Dst, peer: e.Peer, retries: e.Retries,
 		},
 		owner: attempt.Process{
-			Comm: e.Proc.Comm, PID: e.Proc.PID, TID: e.Proc.TID, UID: e.Proc.UID, GID: e.Proc.GID,
+			Comm: e.Proc.Comm, Thread: e.Thread, PID: e.Proc.PID, TID: e.Proc.TID, UID: e.Proc.UID, GID: e.Proc.GID,
 			MountNS: e.Proc.MountNS, ParentPID: e.Proc.Parent.PID, ParentComm: e.Proc.Parent.Comm,
 		},
+		ends: ends{local: orNone(e.Local), remote: orNone(e.Remote)},
 	}
 }
 
@@ -101,10 +137,11 @@ func compare(t *testing.T, events []seen, truth []want) {
 			problem("extra:   %s, by %s", e.sighting, e.owner)
 			continue
 		}
-		i := slices.IndexFunc(wanted, func(w want) bool { return w.owner == e.owner })
+		i := slices.IndexFunc(wanted, func(w want) bool { return w.owner == e.owner && w.ends == e.ends })
 		if i < 0 {
 			i = 0
-			problem("wrong:   %s\n    sent:   %s\n    wanted: %s\n    got:    %s", e.sighting, wanted[0].origin, wanted[0].owner, e.owner)
+			problem("wrong:   %s\n    sent:   %s\n    wanted: %s, %s\n    got:    %s, %s",
+				e.sighting, wanted[0].origin, wanted[0].owner, wanted[0].ends, e.owner, e.ends)
 		}
 		left[e.sighting] = slices.Delete(wanted, i, i+1)
 	}

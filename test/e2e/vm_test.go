@@ -29,8 +29,28 @@ const (
 	vmLimit = time.Hour
 )
 
-// guestModules are the drivers of the devices that the tests make.
-var guestModules = []string{"veth", "8021q", "tun", "overlay", "bridge", "bonding", "macvlan"}
+// guestModules are the drivers of the devices that the tests make, and what the
+// rules that they write are made of.
+var guestModules = []string{
+	"veth", "8021q", "tun", "overlay", "bridge", "bonding", "macvlan", "dummy", "ifb",
+	"nf_tables", "nft_chain_nat", "nft_nat", "nft_masq", "nft_redir", "nft_reject_ipv4", "nft_reject_ipv6",
+	"nft_compat", "xt_nat", "xt_MASQUERADE", "xt_REDIRECT", "xt_tcpudp",
+	"sch_ingress", "cls_matchall", "act_mirred",
+}
+
+// guestModulesIfAny are built in, or part of another, in newer kernels: by folder.
+var guestModulesIfAny = map[string]string{"nft_counter": "kernel/net/netfilter"}
+
+// modules are those of a kernel that guests need.
+func modules(kernel vm.Kernel) []string {
+	all := slices.Clone(guestModules)
+	for name, folder := range guestModulesIfAny {
+		if files, _ := filepath.Glob(filepath.Join(kernel.ModulesDir, folder, name+".ko*")); len(files) > 0 {
+			all = append(all, name)
+		}
+	}
+	return all
+}
 
 // runInVM runs these same tests, built for the guest, in a VM, with go test's own
 // arguments, and returns their status.
@@ -102,14 +122,14 @@ func guestConfig(ctx context.Context, dir string, args []string) (vm.Config, err
 		return vm.Config{}, err
 	}
 	files := []vm.File{{Guest: guestTests, Host: tests}, {Guest: guestScripts, Host: "testdata"}}
-	for _, name := range []string{igBinary, netgadgetBinary, agentBinary, imageFile} {
+	for _, name := range []string{igBinary, netgadgetBinary, agentBinary, firstBinary, imageFile} {
 		files = append(files, vm.File{Guest: filepath.Join(guestArtifacts, name), Host: filepath.Join(dir, name)})
 	}
 	files = append(files, accounts()...)
 	return vm.Config{
 		Kernel:  kernel,
 		Files:   append(files, commands...),
-		Modules: guestModules,
+		Modules: modules(kernel),
 		Command: append([]string{guestTests}, guestArgs(args)...),
 		Env:     []string{"E2E_IN=" + inGuest, "IMAGE_FILE=" + os.Getenv("IMAGE_FILE")},
 		Dir:     guestArtifacts,
@@ -161,7 +181,21 @@ func guestCommands(ctx context.Context, arch string) ([]vm.File, error) {
 	if runc, err := exec.LookPath("runc"); err == nil {
 		files = append(append(sharedLibraries(runc), vm.File{Guest: guestRunc, Host: runc}), files...)
 	}
-	return files, nil
+	return append(iptablesFiles(), files...), nil
+}
+
+// iptablesFiles are the program, if there is one, and what it loads.
+func iptablesFiles() []vm.File {
+	program, err := exec.LookPath(iptablesProgram)
+	if err != nil {
+		return nil
+	}
+	files := append(sharedLibraries(program), vm.File{Guest: filepath.Join("/usr/sbin", iptablesProgram), Host: program})
+	plugins, _ := filepath.Glob("/usr/lib/*/xtables/libxt_*.so") // fails for no pattern of ours
+	for _, plugin := range plugins {
+		files = append(files, vm.File{Guest: plugin, Host: plugin})
+	}
+	return files
 }
 
 // guestArgs are go test's flags but those that name files of this machine.
@@ -231,6 +265,10 @@ func linkArtifacts(dir, arch string) error {
 	}
 	if err := goCommand(arch, "build", "-o", filepath.Join(dir, agentBinary), "./agent").Run(); err != nil {
 		return fmt.Errorf("building the agent: %w", err)
+	}
+	first := []string{"build", "-ldflags", "-E main.first", "-o", filepath.Join(dir, firstBinary), "./first"}
+	if err := goCommand(arch, first...).Run(); err != nil {
+		return fmt.Errorf("building the program that forks first: %w", err)
 	}
 	return nil
 }

@@ -197,6 +197,14 @@ func (a arrangement) acts(s *stage, port, turn, n int) []act {
 	return acts
 }
 
+// spared says why nobody may be named for a socket that is older than the gadget.
+func (a arrangement) spared() excuse {
+	if a.alone {
+		return ""
+	}
+	return tooOld
+}
+
 // takenOver has servers hand ports to each other: each time, one closes and
 // another opens the same at once.
 func takenOver(arrangements []arrangement) func(*stage, string) {
@@ -226,7 +234,7 @@ func olderCases() []whoCase {
 			play: func(s *stage, name string) {
 				acts := a.acts(s, port, 0, s.attempts/4)
 				for i := range acts {
-					acts[i].spared = !a.alone
+					acts[i].spared = a.spared()
 				}
 				s.wave(name, acts)
 				s.shut(open...)
@@ -256,7 +264,7 @@ func besideOlder() whoCase {
 			open = append(open, younger.open(s, port, 0)...)
 			acts := younger.acts(s, port, 0, s.attempts/4)
 			for i := range acts {
-				acts[i].spared = true
+				acts[i].spared = tooOld
 			}
 			s.wave(name, acts)
 			s.shut(open...)

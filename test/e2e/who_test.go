@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"flag"
+	"regexp"
 	"slices"
 	"testing"
 
@@ -14,6 +15,7 @@ import (
 
 var (
 	wantedAttempts = flag.Int("attempts", 10_000, "how many attempts TestWho makes, at least")
+	wantedCases    = flag.String("cases", "", "a regular expression; TestWho plays the cases of such names alone")
 	compared       = flag.Bool("compared", false, "TestWho scores another program for comparison, and lets pass what that one does")
 )
 
@@ -28,15 +30,19 @@ type whoCase struct {
 }
 
 func whoCases() []whoCase {
-	return slices.Concat(tcpOutCases(), inCases(), olderCases(), udpOutCases(), passedCases(), otherCases())
+	return slices.Concat(tcpOutCases(), inCases(), olderCases(), udpOutCases(), passedCases(), otherCases(), namesCases(), rawCases(), natCases(), iptablesCases(), tcCases(), neverCases())
 }
 
 // TestWho makes attempts whose owners are known: no event may name another one,
 // and none may name nobody but for sockets older than the gadget.
 func TestWho(t *testing.T) {
+	names, err := regexp.Compile(*wantedCases)
+	if err != nil {
+		t.Fatal(err)
+	}
 	cases := slices.DeleteFunc(whoCases(), func(c whoCase) bool {
-		if c.needs == nil {
-			return false
+		if c.needs == nil || !names.MatchString(c.name) {
+			return !names.MatchString(c.name)
 		}
 		err := c.needs()
 		if err != nil {
@@ -46,6 +52,7 @@ func TestWho(t *testing.T) {
 	})
 	// Cases that are slow make fewer, so that the others must make more.
 	s := newStage(t, max(2*callers, *wantedAttempts*4/3/len(cases)))
+	s.score.lenient = *compared
 	for _, c := range cases {
 		if c.before != nil {
 			c.before(s)

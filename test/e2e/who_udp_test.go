@@ -80,7 +80,7 @@ func udpSharedSource(s *stage, name string) {
 	var acts []act
 	for i := range s.attempts {
 		h := sockets[i%callers]
-		acts = append(acts, act{by: h.by, to: s.is(s.servers[0]), spared: true, step: attempt.Step{
+		acts = append(acts, act{by: h.by, to: s.is(s.servers[0]), spared: sameSource, step: attempt.Step{
 			Do: attempt.Call, Protocol: attempt.UDP, Socket: h.name, Dst: at(host(4, i/callers%hosts), port),
 		}})
 	}
@@ -149,9 +149,11 @@ func unresolved(s *stage, name string) {
 // the kernel gives a port to the next one as soon as its socket is closed.
 func spareShared(acts []act, reports []attempt.Report) {
 	for i, mine := range reports {
-		acts[i].spared = slices.ContainsFunc(reports, func(r attempt.Report) bool {
+		if slices.ContainsFunc(reports, func(r attempt.Report) bool {
 			return r.Src == mine.Src && r.Process != mine.Process
-		})
+		}) {
+			acts[i].spared = sameSource
+		}
 	}
 }
 
@@ -168,7 +170,7 @@ func takenUnresolved(s *stage, name string) {
 		for _, caller := range s.callers {
 			var turn []act
 			for i := range each {
-				turn = append(turn, act{by: caller, beyond: s.pair.ends[1], to: s.is(s.away[0]), spared: true, step: attempt.Step{
+				turn = append(turn, act{by: caller, beyond: s.pair.ends[1], to: s.is(s.away[0]), spared: sameSource, step: attempt.Step{
 					Do: attempt.Call, Protocol: attempt.UDP, Connected: i%2 == 0,
 					Src: at(overVeth.address(4, 1), 20_000+i), Dst: at(overVeth.address(4, 2), port),
 				}})

@@ -89,9 +89,9 @@ func Verified(spec *ebpf.CollectionSpec) (map[string]int, error) {
 	return costs, nil
 }
 
-// AttachKprobes attaches the kprobes and kretprobes of a loaded object, and
-// returns what detaches them.
-func AttachKprobes(spec *ebpf.CollectionSpec, c *ebpf.Collection) (detach func() error, err error) {
+// AttachHooks attaches the kprobes, kretprobes and tracepoints of a loaded object,
+// and returns what detaches them.
+func AttachHooks(spec *ebpf.CollectionSpec, c *ebpf.Collection) (detach func() error, err error) {
 	var links []link.Link
 	detach = func() error {
 		var errs []error
@@ -101,20 +101,27 @@ func AttachKprobes(spec *ebpf.CollectionSpec, c *ebpf.Collection) (detach func()
 		return errors.Join(errs...)
 	}
 	for name, p := range spec.Programs {
-		if p.Type != ebpf.Kprobe {
+		if p.Type != ebpf.Kprobe && p.Type != ebpf.TracePoint {
 			continue
 		}
-		attach := link.Kprobe
-		if strings.HasPrefix(p.SectionName, "kretprobe/") {
-			attach = link.Kretprobe
-		}
-		l, err := attach(p.AttachTo, c.Programs[name], nil)
+		l, err := attachHook(p, c.Programs[name])
 		if err != nil {
 			return nil, errors.Join(fmt.Errorf("attaching %s: %w", p.SectionName, err), detach())
 		}
 		links = append(links, l)
 	}
 	return detach, nil
+}
+
+func attachHook(spec *ebpf.ProgramSpec, p *ebpf.Program) (link.Link, error) {
+	if spec.Type == ebpf.TracePoint {
+		group, name, _ := strings.Cut(spec.AttachTo, "/")
+		return link.Tracepoint(group, name, p, nil)
+	}
+	if strings.HasPrefix(spec.SectionName, "kretprobe/") {
+		return link.Kretprobe(spec.AttachTo, p, nil)
+	}
+	return link.Kprobe(spec.AttachTo, p, nil)
 }
 
 // socketEnricherTypes is the BTF that IG makes at run time, of the value of

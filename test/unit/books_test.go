@@ -16,7 +16,10 @@ import (
 // The books by their names in the object.
 const (
 	connectionBook = "connections"
+	synBook        = "syns"
 	portBook       = "ports"
+	rawBook        = "raw_senders"
+	askedBook      = "asked" // of the hooks
 	pageBook       = "sockets"
 	pathBook       = "socket_paths"
 	igBook         = "gadget_sockets"
@@ -31,7 +34,7 @@ const (
 
 // allBooks are those that the socket filter has.
 var allBooks = []string{
-	connectionBook, portBook, pageBook, pathBook, igBook,
+	connectionBook, synBook, portBook, rawBook, pageBook, pathBook, igBook,
 	limitBook, tellingBook, flowBook, unsentBook, announcedBook, queuedBook, counterBook,
 }
 
@@ -123,9 +126,13 @@ type entry struct {
 	isn       uint32 // of a TCP connection; 0: that of the tests' packets
 	started   uint64 // the process, in nanoseconds since the boot
 	family    uint32 // the process that a young one counts with, or 0
-	// ipv6only, connected and closed as in struct owner. unpaged: the socket's
-	// page in the books had to make way.
-	ipv6only, connected, closed, unpaged bool
+	called    uint64 // when it was told to send, in nanoseconds since the boot
+	progress  uint8  // of a connection's first SYN: enum progress
+	// As in struct owner.
+	ipv6only, connected, closed, doubtful, crowded bool
+	// unpaged: the socket's page in the books had to make way. idle: nothing that it
+	// has sent is on its way, whatever the others have.
+	unpaged, idle bool
 
 	owner process
 }
@@ -178,20 +185,12 @@ func (g *gadget) write(tb testing.TB, into string, e entry, path string) {
 		e.isn = synSequence
 	}
 	b := g.books[into]
-	key, value := make([]byte, b.key.size), make([]byte, b.value.size)
+	key := make([]byte, b.key.size)
 	b.key.encodeTuple(key, path, e)
 	if into == portBook {
 		b.key.field("slot").putUint(key, e.slot)
 	}
-	for name, v := range map[string]uint64{
-		"sk": e.sk, "since": e.since, "device": uint64(e.device), "isn": uint64(e.isn),
-		"started": e.started, "family": uint64(e.family),
-		"ipv6only": bit(e.ipv6only), "connected": bit(e.connected), "closed": bit(e.closed),
-	} {
-		b.value.field(name).putUint(value, v)
-	}
-	b.value.encodeProcess(value, e.owner)
-	err := b.Put(key, value)
+	err := b.Put(key, b.encodeOwner(e))
 	if err == nil && !e.unpaged {
 		p := g.books[pageBook]
 		page := make([]byte, p.value.size)
@@ -202,6 +201,21 @@ func (g *gadget) write(tb testing.TB, into string, e entry, path string) {
 	if err != nil {
 		tb.Fatalf("booking %+v: %v", e, err)
 	}
+}
+
+// encodeOwner is an entry as struct owner.
+func (b *book) encodeOwner(e entry) []byte {
+	value := make([]byte, b.value.size)
+	for name, v := range map[string]uint64{
+		"sk": e.sk, "since": e.since, "device": uint64(e.device), "isn": uint64(e.isn),
+		"started": e.started, "called": e.called, "family": uint64(e.family), "progress": uint64(e.progress),
+		"ipv6only": bit(e.ipv6only), "connected": bit(e.connected), "closed": bit(e.closed),
+		"doubtful": bit(e.doubtful), "crowded": bit(e.crowded),
+	} {
+		b.value.field(name).putUint(value, v)
+	}
+	b.value.encodeProcess(value, e.owner)
+	return value
 }
 
 // bookPort books a socket that has a port.
@@ -215,6 +229,36 @@ func (g *gadget) bookPort(tb testing.TB, e entry) {
 func (g *gadget) bookConnection(tb testing.TB, e entry) {
 	tb.Helper()
 	g.write(tb, connectionBook, e, "")
+}
+
+// bookSyn books a connection by the sequence number of its SYN as well.
+func (g *gadget) bookSyn(tb testing.TB, e entry) {
+	tb.Helper()
+	g.bookConnection(tb, e)
+	b := g.books[synBook]
+	key, value := make([]byte, b.key.size), make([]byte, b.value.size)
+	b.key.field("netns").putUint(key, uint64(e.netns))
+	b.key.field("isn").putUint(key, synSequence)
+	b.value.encodeTuple(value, "", e)
+	if err := b.Put(key, value); err != nil {
+		tb.Fatal(err)
+	}
+}
+
+// bookRaw books who has sent a packet from a raw socket.
+func (g *gadget) bookRaw(tb testing.TB, p packet, e entry) {
+	tb.Helper()
+	b := g.books[rawBook]
+	key := make([]byte, b.key.size)
+	for name, v := range map[string]uint64{
+		"netns": uint64(e.netns), "number": uint64(p.number()), "version": version(p.src), "proto": uint64(p.proto),
+		"sport": uint64(p.sport), "dport": uint64(p.dport),
+	} {
+		b.key.field(name).putUint(key, v)
+	}
+	if err := b.Put(key, b.encodeOwner(e)); err != nil {
+		tb.Fatal(err)
+	}
 }
 
 // bookForIG does what IG's socket enricher does for the socket at sk.
@@ -232,7 +276,7 @@ func (g *gadget) bookForIG(e entry, deleted bool) error {
 	}
 	for name, v := range map[string]uint64{
 		"mntns": e.owner.MntNS, "pid_tgid": e.owner.PID<<32 | e.owner.TID, "uid_gid": e.owner.GID<<32 | e.owner.UID,
-		"ppid": e.owner.ParentPID, "ipv6only": bit(e.ipv6only), "sock": e.sk, "deletion_timestamp": bit(deleted),
+		"ppid": e.owner.ParentPID, "ptid": e.owner.ParentTID, "ipv6only": bit(e.ipv6only), "sock": e.sk, "deletion_timestamp": bit(deleted),
 	} {
 		b.value.field(name).putUint(value, v)
 	}

@@ -3,9 +3,11 @@
 package unit
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/cilium/ebpf/btf"
 )
@@ -100,11 +102,12 @@ func (e endpoint) String() string {
 	return fmt.Sprintf("%v/%d/v%d", e.AddrPort, e.Proto, e.Version)
 }
 
-// A process is a gadget_process. Its zero value is that of nobody.
+// A process is a gadget_process, with the name of its thread, which is a field of
+// the event's own. Its zero value is that of nobody.
 type process struct {
-	Comm, ParentComm                     string
-	PID, TID, ParentPID, UID, GID, MntNS uint64
-	// Set: some byte of proc is not zero, be it one of no field above.
+	Comm, ParentComm, Thread                        string
+	PID, TID, ParentPID, ParentTID, UID, GID, MntNS uint64
+	// Set: some byte of them is not zero, be it one of no field above.
 	Set bool
 }
 
@@ -112,23 +115,25 @@ func (p process) String() string {
 	if p == (process{}) {
 		return "nobody"
 	}
-	return fmt.Sprintf("{comm %q, pid %d, tid %d, uid %d, gid %d, mntns %d, parent %q, ppid %d}",
-		p.Comm, p.PID, p.TID, p.UID, p.GID, p.MntNS, p.ParentComm, p.ParentPID)
+	return fmt.Sprintf("{comm %q, thread %q, pid %d, tid %d, uid %d, gid %d, mntns %d, parent %q, ppid %d, ptid %d}",
+		p.Comm, p.Thread, p.PID, p.TID, p.UID, p.GID, p.MntNS, p.ParentComm, p.ParentPID, p.ParentTID)
 }
 
-// An event is what the program reports, without its time.
+// An event is what the program reports, without its time, its retries and its
+// paths.
 type event struct {
 	Egress         bool
 	NetNS          uint32
 	Protocol       uint8
 	Src, Dst, Peer endpoint
+	Local, Remote  endpoint // the socket's, or nowhere
 	Proc           process
 	Suppressed     uint64
 }
 
 func (e event) String() string {
-	return fmt.Sprintf("{egress %v, netns %d, protocol %d, src %v, dst %v, endpoint %v, proc %v, suppressed %d}",
-		e.Egress, e.NetNS, e.Protocol, e.Src, e.Dst, e.Peer, e.Proc, e.Suppressed)
+	return fmt.Sprintf("{egress %v, netns %d, protocol %d, src %v, dst %v, endpoint %v, local %v, remote %v, proc %v, suppressed %d}",
+		e.Egress, e.NetNS, e.Protocol, e.Src, e.Dst, e.Peer, e.Local, e.Remote, e.Proc, e.Suppressed)
 }
 
 type endpointLayout struct{ addr, port, proto, version field }
@@ -154,11 +159,19 @@ func (l endpointLayout) decode(b []byte) endpoint {
 	return e
 }
 
+func (l endpointLayout) encode(b []byte, e endpoint) {
+	copy(l.addr.of(b), e.Addr().AsSlice())
+	l.port.putUint(b, uint64(e.Port()))
+	l.proto.putUint(b, uint64(e.Proto))
+	l.version.putUint(b, uint64(e.Version))
+}
+
 // An eventLayout decodes struct event.
 type eventLayout struct {
 	layout
 	timestamp, netns, egress, protocol field
-	src, dst, peer                     endpointLayout
+	thread, retries, suppressed        field
+	src, dst, peer, local, remote      endpointLayout
 }
 
 func newEventLayout(types *btf.Spec) (*eventLayout, error) {
@@ -176,9 +189,11 @@ func newEventLayout(types *btf.Spec) (*eventLayout, error) {
 		netns:     l.field("netns_id"),
 		egress:    l.field("egress"),
 		protocol:  l.field("protocol_raw"),
-		src:       l.endpoint("src"),
-		dst:       l.endpoint("dst"),
-		peer:      l.endpoint("endpoint"),
+
+		thread: l.field("thread"), retries: l.field("retries"), suppressed: l.field("suppressed"),
+
+		src: l.endpoint("src"), dst: l.endpoint("dst"), peer: l.endpoint("endpoint"),
+		local: l.endpoint("local"), remote: l.endpoint("remote"),
 	}, nil
 }
 
@@ -191,7 +206,21 @@ func (l *eventLayout) sent(paths bool) int {
 	return (int(l.size)+4+7)/8*8 - 4
 }
 
-func (l *eventLayout) decode(b []byte) event {
+// decode reads an event, of which no byte may be left that none of its fields has.
+func (l *eventLayout) decode(b []byte) (event, error) {
+	e := l.read(b)
+	want := make([]byte, l.size)
+	l.encode(want, e)
+	for _, other := range []field{l.timestamp, l.retries} {
+		copy(other.of(want), other.of(b))
+	}
+	if n := l.sent(false); !bytes.Equal(b[:n], want[:n]) {
+		return event{}, fmt.Errorf("the event %v has bytes of no field of its\n got %x\nwant %x", e, b[:n], want[:n])
+	}
+	return e, nil
+}
+
+func (l *eventLayout) read(b []byte) event {
 	return event{
 		Egress:     l.egress.uint(b) != 0,
 		NetNS:      uint32(l.netns.uint(b)),
@@ -199,27 +228,44 @@ func (l *eventLayout) decode(b []byte) event {
 		Src:        l.src.decode(b),
 		Dst:        l.dst.decode(b),
 		Peer:       l.peer.decode(b),
+		Local:      l.local.decode(b),
+		Remote:     l.remote.decode(b),
 		Proc:       l.decodeProcess(b),
-		Suppressed: l.field("suppressed").uint(b),
+		Suppressed: l.suppressed.uint(b),
 	}
 }
 
-// decodeProcess reads the gadget_process in the field proc.
+func (l *eventLayout) encode(b []byte, e event) {
+	l.egress.putUint(b, bit(e.Egress))
+	l.netns.putUint(b, uint64(e.NetNS))
+	l.protocol.putUint(b, uint64(e.Protocol))
+	l.src.encode(b, e.Src)
+	l.dst.encode(b, e.Dst)
+	l.peer.encode(b, e.Peer)
+	l.local.encode(b, e.Local)
+	l.remote.encode(b, e.Remote)
+	l.encodeProcess(b, e.Proc)
+	l.suppressed.putUint(b, e.Suppressed)
+}
+
+func isSet(b []byte) bool {
+	return slices.ContainsFunc(b, func(c byte) bool { return c != 0 })
+}
+
+// decodeProcess reads the gadget_process in the field proc, and the field thread.
 func (l layout) decodeProcess(b []byte) process {
-	set := false
-	for _, c := range l.field("proc").of(b) {
-		set = set || c != 0
-	}
-	if !set {
+	if !isSet(l.field("proc").of(b)) && !isSet(l.field("thread").of(b)) {
 		return process{}
 	}
 	number := func(path string) uint64 { return l.field("proc." + path).uint(b) }
 	return process{
 		Comm:       cString(l.field("proc.comm").of(b)),
 		ParentComm: cString(l.field("proc.parent.comm").of(b)),
+		Thread:     cString(l.field("thread").of(b)),
 		PID:        number("pid"),
 		TID:        number("tid"),
 		ParentPID:  number("parent.pid"),
+		ParentTID:  number("parent.tid"),
 		UID:        number("creds.uid"),
 		GID:        number("creds.gid"),
 		MntNS:      number("mntns_id"),
@@ -229,13 +275,14 @@ func (l layout) decodeProcess(b []byte) process {
 
 func (l layout) encodeProcess(b []byte, p process) {
 	for path, v := range map[string]uint64{
-		"pid": p.PID, "tid": p.TID, "parent.pid": p.ParentPID,
+		"pid": p.PID, "tid": p.TID, "parent.pid": p.ParentPID, "parent.tid": p.ParentTID,
 		"creds.uid": p.UID, "creds.gid": p.GID, "mntns_id": p.MntNS,
 	} {
 		l.field("proc."+path).putUint(b, v)
 	}
 	copy(l.field("proc.comm").of(b), p.Comm)
 	copy(l.field("proc.parent.comm").of(b), p.ParentComm)
+	copy(l.field("thread").of(b), p.Thread)
 }
 
 func cString(b []byte) string {

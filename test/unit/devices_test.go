@@ -84,11 +84,11 @@ func overEthernet(tb testing.TB, index int, mac [6]byte, nonlinear bool, ends ..
 			}
 			return pad(frame, nonlinear), true
 		},
-		want: func(r *reference, frame []byte, egress bool) (event, bool) {
+		want: func(r *reference, frame []byte, egress bool, netns uint32) (event, bool) {
 			if !egress {
 				frame = untag(frame)
 			}
-			return r.frame(frame, egress, mac, wireNetNS)
+			return r.frame(frame, egress, mac, netns)
 		},
 	}
 	return w.start(tb)
@@ -151,13 +151,13 @@ func newTun(tb testing.TB, nonlinear bool) *wire {
 
 // wantOfTun: a tun device takes the protocol from the version in the packet's
 // first byte, see tun_get_user().
-func wantOfTun(r *reference, frame []byte, egress bool) (event, bool) {
+func wantOfTun(r *reference, frame []byte, egress bool, netns uint32) (event, bool) {
 	link := layers.EthernetType(binary.BigEndian.Uint16(frame[ethernetLen-2:]))
 	data := frame[ethernetLen:]
 	if !egress {
 		link = map[byte]layers.EthernetType{4: layers.EthernetTypeIPv4, 6: layers.EthernetTypeIPv6}[data[0]>>4]
 	}
-	return r.packet(link, data, egress, wireNetNS)
+	return r.packet(link, data, egress, netns)
 }
 
 func openTun(tb testing.TB, ns netns.NsHandle) (file int) {

@@ -123,7 +123,7 @@ func (g *gadget) bookOwn(t *testing.T) booking {
 }
 
 func TestSystemCallsBookTheFamilyOfAYoungProcess(t *testing.T) {
-	g := hookAll(t, nil)
+	g := hook(t, nil, portHooks...)
 	self := uint64(os.Getpid())
 	started := g.bookOwn(t).started
 	eventually(t, func() bool { return bootTime(t)-started >= uint64(time.Second) }, "this process does not get older")

@@ -122,12 +122,12 @@ type comparer struct {
 	tally     tally
 }
 
-// compare generates n packets from a seed. The number of a packet serves as
-// its network namespace, which tells its events from those of the others.
+// compare generates n packets from a seed. The number of a packet, counted from 1,
+// serves as its network namespace, which tells its events from those of the others.
 func (c *comparer) compare(seed uint64, n int) error {
 	c.frames, c.want = c.frames[:0], c.want[:0]
 	src := newSource(seed)
-	for i := range n {
+	for i := 1; i <= n; i++ {
 		frame := c.generator.frame(src.next())
 		c.frames = append(c.frames, frame)
 		before := len(c.want)
@@ -157,7 +157,7 @@ func (c *comparer) check() error {
 	}
 	var errs []error
 	for i, frame := range c.frames {
-		errs = append(errs, difference(frame, of(c.got, i), of(c.want, i)))
+		errs = append(errs, difference(frame, of(c.got, i+1), of(c.want, i+1)))
 	}
 	return errors.Join(errs...)
 }
@@ -213,7 +213,7 @@ func TestFuzzTraffic(t *testing.T) {
 					t.Fatal(err)
 				}
 				var want []event
-				if e, ok := w.want(&r, frame, true); ok {
+				if e, ok := w.want(&r, frame, true, w.netns(true)); ok {
 					want = append(want, e)
 				}
 				total.add(&r, want)

@@ -66,12 +66,13 @@ type gadget struct {
 	collection *ebpf.Collection
 	books      map[string]*book
 	reader     *perf.Reader
-	targets    *ebpf.Map // of dispatch
+	targets    []*ebpf.Map // of dispatch
 
 	events *eventLayout
 	paths  bool // events have them
 
-	record perf.Record
+	record  perf.Record
+	retries uint64 // of the last event, but for sentinels
 }
 
 // load loads the gadget for a test, and unloads it when the test ends.
@@ -124,8 +125,8 @@ func (s setup) open(tb testing.TB, spec *ebpf.CollectionSpec, c *ebpf.Collection
 
 func (g *gadget) close() {
 	_ = g.reader.Close()
-	if g.targets != nil {
-		_ = g.targets.Close()
+	for _, m := range g.targets {
+		_ = m.Close()
 	}
 }
 
@@ -242,7 +243,11 @@ func (g *gadget) next(deadline time.Time) (event, uint64, error) {
 	if want := g.events.sent(g.paths); len(b) != want {
 		return event{}, 0, fmt.Errorf("an event has %d bytes, want %d", len(b), want)
 	}
-	return g.events.decode(b), g.events.timestamp.uint(b), nil
+	e, err := g.events.decode(b)
+	if !isSentinel(e) {
+		g.retries = g.events.retries.uint(b)
+	}
+	return e, g.events.timestamp.uint(b), err
 }
 
 // verdict gives the program a frame and returns what it reports.

@@ -23,19 +23,28 @@ import (
 	"gadget.example/network/test/object"
 )
 
-// hookAll loads the object and attaches its kprobes, as IG does. The tests with
-// them have a build tag of their own: `make test-hooks` runs them on a kernel
-// that has kprobes.
-func hookAll(t *testing.T, params parameters) *gadget {
+// hook loads the object and attaches its hooks, as IG does; or some of them: to
+// verify all takes long under emulation. The tests with them have a build tag of
+// their own: `make test-hooks` runs them on a kernel that has kprobes.
+func hook(t *testing.T, params parameters, some ...string) *gadget {
 	t.Helper()
-	spec, c := loadObject(t, params)
+	spec, c := loadObject(t, params, some...)
 	g := setup{params: params}.open(t, spec, c)
-	detach, err := object.AttachKprobes(spec, c)
+	var err error
+	if g.books[askedBook], err = newBook(spec.Maps[askedBook], c.Maps[askedBook]); err != nil {
+		t.Fatal(err)
+	}
+	detach, err := object.AttachHooks(spec, c)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = detach() })
 	return g
+}
+
+// portHooks book a datagram socket's port, and forget the socket.
+var portHooks = []string{
+	"network_get_port", "network_get_port_return", "network_unhash", "network_destruct",
 }
 
 // keysOf are those of a network namespace.
@@ -172,7 +181,7 @@ func failing(do func(map[string]int) error, want error) func(map[string]int) err
 
 func TestSystemCallsFillTheBooks(t *testing.T) {
 	const tcp, udp = protoTCP, protoUDP
-	books := hookAll(t, nil).books
+	books := hook(t, nil).books
 	udpPort := func(local netip.AddrPort) booked { return booked{local: local, proto: udp} }
 	tcpPort := func(local netip.AddrPort) booked { return booked{local: local, proto: tcp} }
 	peer := func(proto uint8) []booked { return []booked{{local: here4, remote: there4, proto: proto}} }
@@ -260,7 +269,7 @@ func TestSystemCallsFillTheBooks(t *testing.T) {
 // address: what its ends were is forgotten.
 func TestSystemCallsBeginAPageAnew(t *testing.T) {
 	const most = 1000 // sockets
-	books := hookAll(t, nil).books
+	books := hook(t, nil, slices.Concat(portHooks, []string{"network_tcp_connect"})...).books
 	pages := books[pageBook]
 	for _, c := range []struct {
 		name, book, path string
@@ -340,7 +349,7 @@ func TestSystemCallsBeginAPageAnew(t *testing.T) {
 // TestSystemCallsRememberPaths opens ports in folders whose paths are of many
 // lengths: one that there is no room for is not known.
 func TestSystemCallsRememberPaths(t *testing.T) {
-	b := hookAll(t, parameters{"paths": true}).books[pathBook]
+	b := hook(t, parameters{"paths": true}, portHooks...).books[pathBook]
 	exe, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)

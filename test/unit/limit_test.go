@@ -141,7 +141,7 @@ func TestOneProgramAtATimeTellsOfAnOwner(t *testing.T) {
 // same time, some of which get a token.
 func TestEachOneWithheldIsToldOnce(t *testing.T) {
 	const limit, packets = 20_000, 300_000 // on each CPU
-	g := setup{params: parameters{"rate_limit": uint32(limit)}, ring: 16 << 20, clock: true}.load(t)
+	g := setup{params: parameters{"rate_limit": uint32(limit)}, ring: 64 << 20, clock: true}.load(t)
 	frame := between(protoTCP, there4, here4).frame()
 	onTwoCPUs(t, func() error {
 		one := giver{program: g.program, run: ebpf.RunOptions{Repeat: packets}}
@@ -269,8 +269,8 @@ func TestSentAndReceivedOnesAreLimitedApart(t *testing.T) {
 	w.attach(t, g)
 	got, err := w.send(g, tcp4)
 	err = errors.Join(err,
-		difference(tcp4.frame(), got.egress, []event{tcp4.event(true, wireNetNS)}),
-		difference(tcp4.frame(), got.ingress, []event{tcp4.event(false, wireNetNS)}))
+		difference(tcp4.frame(), got.egress, []event{tcp4.event(true, w.netns(true))}),
+		difference(tcp4.frame(), got.ingress, []event{tcp4.event(false, w.netns(false))}))
 	if err != nil {
 		t.Errorf("of nobody's one token a second: %v", err)
 	}

@@ -19,11 +19,12 @@ const (
 	// include/linux/bpf.h: other kernels need more for the same program.
 	maxVerified = 100_000
 	// All that the gadget's own maps may take, in bytes.
-	maxMemory = 10 << 20
+	maxMemory = 12 << 20
 )
 
-// loadObject loads all programs and maps of the object, as IG does.
-func loadObject(tb testing.TB, params parameters) (*ebpf.CollectionSpec, *ebpf.Collection) {
+// loadObject loads all programs and maps of the object, as IG does; or, of the
+// programs, some.
+func loadObject(tb testing.TB, params parameters, some ...string) (*ebpf.CollectionSpec, *ebpf.Collection) {
 	tb.Helper()
 	if os.Geteuid() != 0 {
 		tb.Skip("needs root: loads eBPF programs")
@@ -35,6 +36,9 @@ func loadObject(tb testing.TB, params parameters) (*ebpf.CollectionSpec, *ebpf.C
 	if err := params.set(spec); err != nil {
 		tb.Fatal(err)
 	}
+	maps.DeleteFunc(spec.Programs, func(name string, _ *ebpf.ProgramSpec) bool {
+		return len(some) > 0 && !slices.Contains(some, name)
+	})
 	c, err := object.Load(spec)
 	if errors.Is(err, ebpf.ErrNotSupported) {
 		tb.Skipf("this kernel lacks what the gadget's programs need: %v", err)

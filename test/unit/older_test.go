@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"os"
+	"slices"
 	"testing"
 
 	"github.com/cilium/ebpf"
@@ -71,6 +73,8 @@ type realSocket struct {
 	local, remote netip.AddrPort // remote: connected to it
 	ipv6only      bool
 	listens       bool
+	shares        bool // SO_REUSEPORT
+	waits         bool // something that it has sent waits: see newSilence()
 }
 
 func (s realSocket) open() (fd int, err error) {
@@ -87,6 +91,9 @@ func (s realSocket) open() (fd int, err error) {
 	if domain == unix.AF_INET6 {
 		err = unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, int(bit(s.ipv6only)))
 	}
+	if s.shares {
+		err = errors.Join(err, unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1))
+	}
 	err = errors.Join(err, unix.Bind(fd, socketAddress(s.local)))
 	if s.remote.IsValid() {
 		if e := unix.Connect(fd, socketAddress(s.remote)); !errors.Is(e, unix.EINPROGRESS) {
@@ -95,6 +102,9 @@ func (s realSocket) open() (fd int, err error) {
 	}
 	if s.listens {
 		err = errors.Join(err, unix.Listen(fd, 1))
+	}
+	if s.waits {
+		err = errors.Join(err, s.sendIntoSilence(fd))
 	}
 	return fd, err
 }
@@ -127,13 +137,78 @@ func newHome(tb testing.TB) netns.NsHandle {
 				return fmt.Errorf("adding %v: %w", a, err)
 			}
 		}
-		to, err := netlink.ParseIPNet(netip.PrefixFrom(there4.Addr(), 32).String())
-		if err != nil {
-			return err
-		}
-		return h.RouteAdd(&netlink.Route{LinkIndex: index, Dst: to, Scope: netlink.SCOPE_LINK})
+		return nil
 	})
+	addRoutes(tb, ns, index, netip.PrefixFrom(there4.Addr(), 32))
 	return ns
+}
+
+// Neighbours that do not answer, see newSilence().
+var (
+	silent4 = netip.MustParseAddrPort("203.0.113.99:9")
+	silent6 = netip.MustParseAddrPort("[2001:db8:99::99]:9")
+)
+
+// sendIntoSilence has a datagram wait for its neighbour's address.
+func (s realSocket) sendIntoSilence(fd int) error {
+	to := silent4
+	if s.local.Addr().Is6() {
+		to = silent6
+	}
+	if err := unix.Sendto(fd, []byte("waits"), 0, socketAddress(to)); err != nil {
+		return fmt.Errorf("sending to %v: %w", to, err)
+	}
+	return nil
+}
+
+// newPair adds two devices to a namespace, of which each receives what the other
+// sends, and returns the index of the first.
+func newPair(tb testing.TB, ns netns.NsHandle, first, second string) (index int) {
+	tb.Helper()
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = first
+	pair := netlink.NewVeth(attrs)
+	pair.PeerName = second
+	withNetlink(tb, ns, func(h *netlink.Handle) error { return h.LinkAdd(pair) })
+	setUp(tb, ns, second)
+	return setUp(tb, ns, first)
+}
+
+// addRoutes has a device lead to more addresses.
+func addRoutes(tb testing.TB, ns netns.NsHandle, index int, prefixes ...netip.Prefix) {
+	tb.Helper()
+	withNetlink(tb, ns, func(h *netlink.Handle) error {
+		for _, p := range prefixes {
+			to, err := netlink.ParseIPNet(p.String())
+			if err != nil {
+				return err
+			}
+			if err := h.RouteAdd(&netlink.Route{LinkIndex: index, Dst: to, Scope: netlink.SCOPE_LINK}); err != nil {
+				return fmt.Errorf("adding a route to %v: %w", p, err)
+			}
+		}
+		return nil
+	})
+}
+
+// newSilence gives a namespace a device, and behind it neighbours that never
+// answer, and are never given up: what is sent to them waits, and counts as its
+// socket's as long as it does.
+func newSilence(tb testing.TB, ns netns.NsHandle) {
+	tb.Helper()
+	index := newPair(tb, ns, "silent", "deaf")
+	addRoutes(tb, ns, index, netip.PrefixFrom(silent4.Addr(), 32), netip.PrefixFrom(silent6.Addr(), 128))
+	err := inside(ns, func() error {
+		var errs []error
+		for _, version := range []string{"ipv4", "ipv6"} {
+			file := fmt.Sprintf("/proc/sys/net/%s/neigh/silent/mcast_solicit", version)
+			errs = append(errs, os.WriteFile(file, []byte("1000000"), 0))
+		}
+		return errors.Join(errs...)
+	})
+	if err != nil {
+		tb.Fatalf("having neighbours be asked for ever: %v", err)
+	}
 }
 
 // inode is the id that IG's dispatcher has for a network namespace.
@@ -146,8 +221,8 @@ func inode(tb testing.TB, ns netns.NsHandle) uint32 {
 	return uint32(s.Ino)
 }
 
-// dispatch makes g's program run in a namespace as IG's dispatcher does it,
-// which is the only one to tell the program the namespace's id.
+// dispatch makes g's program run in a namespace as IG's dispatcher does it, which
+// tells the program the namespace's id; 0: as netgadget's, which does not.
 func (g *gadget) dispatch(netns uint32) (*ebpf.Program, error) {
 	targets, err := ebpf.NewMap(&ebpf.MapSpec{
 		Type: ebpf.ProgramArray, KeySize: 4, ValueSize: 4, MaxEntries: 1,
@@ -156,7 +231,7 @@ func (g *gadget) dispatch(netns uint32) (*ebpf.Program, error) {
 	if err != nil {
 		return nil, fmt.Errorf("making a map of the socket filter: %w", err)
 	}
-	g.targets = targets // a map of programs is emptied when nobody has it open
+	g.targets = append(g.targets, targets) // a map of programs is emptied when nobody has it open
 	return ebpf.NewProgram(&ebpf.ProgramSpec{
 		Type: ebpf.SocketFilter, License: "GPL",
 		Instructions: asm.Instructions{
@@ -184,7 +259,10 @@ func olderCases() []olderCase {
 	listener := func(local netip.AddrPort) realSocket {
 		return realSocket{proto: protoTCP, local: local, listens: true}
 	}
-	server := func(local netip.AddrPort) realSocket { return realSocket{proto: protoUDP, local: local} }
+	server := func(local netip.AddrPort) realSocket {
+		return realSocket{proto: protoUDP, local: local, waits: true}
+	}
+	idle := func(s realSocket) realSocket { s.waits = false; return s }
 	only := func(s realSocket) realSocket { s.ipv6only = true; return s }
 	connected := func(s realSocket) realSocket { s.remote, s.listens = there4, false; return s }
 	return []olderCase{
@@ -207,9 +285,46 @@ func olderCases() []olderCase {
 		{"a dual-stack UDP server", server(any6), here4, there4, true, true},
 		{"a dual-stack UDP server, over IPv6", server(any6), here6, there6, true, true},
 		{"an IPv6-only UDP server", only(server(any6)), here4, there4, false, false},
+		{"a UDP server that has sent nothing", idle(server(here4)), here4, there4, true, false},
+		{"a dual-stack UDP server that has sent nothing", idle(server(any6)), here6, there6, true, false},
+		{"a UDP client that has sent nothing", idle(connected(server(here4))), here4, there4, true, false},
 		{"a UDP client, of its peer", connected(server(here4)), here4, there4, true, true},
 		{"a UDP client, of another", connected(server(here4)), here4, stranger4, false, true},
 	}
+}
+
+// openIn opens the socket in a namespace, for the test, and returns its address of
+// struct sock as well.
+func (s realSocket) openIn(tb testing.TB, home netns.NsHandle) (fd int, sk uint64) {
+	tb.Helper()
+	others := s.alike(tb, home)
+	err := inside(home, func() (err error) {
+		if fd, err = s.open(); fd >= 0 {
+			tb.Cleanup(func() { _ = unix.Close(fd) })
+		}
+		return err
+	})
+	if err != nil {
+		tb.Fatalf("opening %+v: %v", s, err)
+	}
+	found := slices.DeleteFunc(s.alike(tb, home), func(sk uint64) bool { return slices.Contains(others, sk) })
+	if len(found) != 1 {
+		tb.Fatalf("found %d sockets of %+v", len(found), s)
+	}
+	return fd, found[0]
+}
+
+// alike are all sockets of the protocol in a namespace.
+func (s realSocket) alike(tb testing.TB, home netns.NsHandle) []uint64 {
+	tb.Helper()
+	found, err := socketsIn(home, map[uint8]string{protoTCP: "tcp", protoUDP: "udp"}[s.proto])
+	if errors.Is(err, ebpf.ErrNotSupported) {
+		tb.Skip(err)
+	}
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return found
 }
 
 // entry opens the socket in a namespace of its own, and returns what IG would
@@ -217,26 +332,12 @@ func olderCases() []olderCase {
 func (s realSocket) entry(t *testing.T) entry {
 	t.Helper()
 	home := newHome(t)
-	err := inside(home, func() error {
-		fd, err := s.open()
-		if fd >= 0 {
-			t.Cleanup(func() { _ = unix.Close(fd) })
-		}
-		return err
-	})
-	if err != nil {
-		t.Fatalf("opening %+v: %v", s, err)
+	if s.waits {
+		newSilence(t, home)
 	}
-	name := map[uint8]string{protoTCP: "tcp", protoUDP: "udp"}[s.proto]
-	found, err := socketsIn(home, name)
-	if errors.Is(err, ebpf.ErrNotSupported) {
-		t.Skip(err)
-	}
-	if err != nil || len(found) != 1 {
-		t.Fatalf("found %d sockets of %+v: %v", len(found), s, err)
-	}
+	_, sk := s.openIn(t, home)
 	return entry{
-		netns: inode(t, home), local: s.local, proto: s.proto, sk: found[0],
+		netns: inode(t, home), local: s.local, proto: s.proto, sk: sk,
 		ipv6only: s.ipv6only, owner: someone,
 	}
 }
@@ -263,7 +364,7 @@ func TestOlderSocketIsNamedForWhatFitsItAlone(t *testing.T) {
 				}
 				want := p.event(egress, e.netns)
 				if known {
-					want.Proc = e.owner
+					want = owned(want, byIG(e.owner))
 				}
 				got, err := w.seen(g, p, egress)
 				if err := errors.Join(err, difference(p.frame(), got, []event{want})); err != nil {
@@ -312,7 +413,7 @@ func TestOlderSocketIsNotNamedWhenItIsNotTheOne(t *testing.T) {
 			p := between(e.proto, there4, netip.AddrPortFrom(here4.Addr(), e.local.Port()))
 			want := p.event(false, e.netns)
 			if c.known {
-				want.Proc = e.owner
+				want = owned(want, byIG(e.owner))
 			}
 			got, err := g.verdict(p.frame(), e.netns)
 			if err := errors.Join(err, difference(p.frame(), got, []event{want})); err != nil {

@@ -8,13 +8,15 @@ import (
 	"net/netip"
 	"slices"
 	"testing"
+
+	"github.com/vishvananda/netns"
 )
 
 // someone is the process that the tests give sockets to: every field is set,
 // and no two are alike.
 var someone = process{
-	Comm: "fifteen-letters", ParentComm: "its-parent",
-	PID: 0x11223344, TID: 0x55667788, ParentPID: 0x0A0B0C0D,
+	Comm: "fifteen-letters", ParentComm: "its-parent", Thread: "one-of-its-many",
+	PID: 0x11223344, TID: 0x55667788, ParentPID: 0x0A0B0C0D, ParentTID: 0x0E0F1011,
 	UID: 0x01020304, GID: 0x05060708, MntNS: 0xF0000000,
 	Set: true,
 }
@@ -33,10 +35,23 @@ func called(comm string) process {
 	return p
 }
 
-// owned is an event with its owner.
+// owned is an event with the owner of its socket, which has the ends that are on
+// the wire.
 func owned(e event, by process) event {
 	e.Proc = by
+	if by == (process{}) {
+		return e
+	}
+	if e.Local, e.Remote = e.Dst, e.Src; e.Egress {
+		e.Local, e.Remote = e.Src, e.Dst
+	}
 	return e
+}
+
+// byIG is what IG knows of a process.
+func byIG(p process) process {
+	p.Thread = ""
+	return p
 }
 
 // The two ends of the packets that are looked up: the local one is the
@@ -67,7 +82,8 @@ func between(proto uint8, from, to netip.AddrPort) packet {
 }
 
 // An ownerCase is what is in the books, and who is named for a packet that the
-// local end received or sent. proto 0: TCP and UDP alike.
+// local end received, or sent: a datagram, when each of the sockets has one on its
+// way that is not idle.
 type ownerCase struct {
 	name           string
 	proto          uint8
@@ -99,11 +115,16 @@ func overProto(n uint8) func(*entry)     { return func(e *entry) { e.proto = n }
 func isClosed(e *entry)                  { e.closed = true }
 func isConnected(e *entry)               { e.connected = true }
 func isIPv6Only(e *entry)                { e.ipv6only = true }
+func isDoubtful(e *entry)                { e.doubtful = true }
+func isCrowded(e *entry)                 { e.crowded = true }
 func isUnpaged(e *entry)                 { e.unpaged = true }
+func isIdle(e *entry)                    { e.idle = true }
+func inThread(id uint64) func(e *entry)  { return func(e *entry) { e.owner.TID = id } }
 func atAddress(sk uint64) func(e *entry) { return func(e *entry) { e.sk = sk } }
 
 func ownerCases() []ownerCase {
-	return slices.Concat(addressOwnerCases(), stateOwnerCases(), sharedOwnerCases(), connectionOwnerCases())
+	return slices.Concat(addressOwnerCases(), stateOwnerCases(), sharedOwnerCases(), connectionOwnerCases(),
+		senderOwnerCases())
 }
 
 // addressOwnerCases: which address, version, port, protocol and namespace.
@@ -169,17 +190,15 @@ func addressOwnerCases() []ownerCase {
 	}
 }
 
-// stateOwnerCases: sockets that take nothing in, but may have sent. Which of
-// several sockets has sent a datagram is read from the sockets themselves, and
-// those of these tests are none: the end-to-end tests have what is on its way.
+// stateOwnerCases: sockets that take nothing in, but may have sent.
 func stateOwnerCases() []ownerCase {
 	const tcp, udp = protoTCP, protoUDP
 	return []ownerCase{
 		{"a closed listener", tcp, here4, there4, []entry{port(here4, "closed", isClosed)}, "", ""},
-		{"a closed port with nothing on its way", udp, here4, there4, []entry{port(here4, "closed", isClosed)}, "", ""},
-		{"a closed wildcard with nothing on its way", udp, here4, there4, []entry{port(any4, "closed", isClosed)}, "", ""},
-		{"a closed dual-stack with nothing on its way", udp, here4, there4, []entry{port(any6, "closed", isClosed)}, "", ""},
-		{"a closed IPv6 port with nothing on its way", udp, here6, there6, []entry{port(any6, "closed", isClosed)}, "", ""},
+		{"a closed port with nothing on its way", udp, here4, there4, []entry{port(here4, "closed", isClosed, isIdle)}, "", ""},
+		{"a closed wildcard with nothing on its way", udp, here4, there4, []entry{port(any4, "closed", isClosed, isIdle)}, "", ""},
+		{"a closed dual-stack with nothing on its way", udp, here4, there4, []entry{port(any6, "closed", isClosed, isIdle)}, "", ""},
+		{"a closed IPv6 port with nothing on its way", udp, here6, there6, []entry{port(any6, "closed", isClosed, isIdle)}, "", ""},
 		{
 			"a closed IPv6-only socket sent no IPv4", udp, here4, there4,
 			[]entry{port(any6, "closed", isClosed, isIPv6Only)},
@@ -187,7 +206,7 @@ func stateOwnerCases() []ownerCase {
 		},
 		{
 			"closed, and another one lives on", udp, here4, there4,
-			[]entry{port(here4, "closed", isClosed), port(any4, "alive")},
+			[]entry{port(here4, "closed", isClosed, isIdle), port(any4, "alive")},
 			"alive", "alive",
 		},
 		{
@@ -273,7 +292,7 @@ func sharedOwnerCases() []ownerCase {
 		},
 		{
 			"the first one closed", udp, here4, there4,
-			[]entry{port(here4, "first", isClosed), port(here4, "last", slot(1))},
+			[]entry{port(here4, "first", isClosed, isIdle), port(here4, "last", slot(1))},
 			"last", "last",
 		},
 		{
@@ -283,7 +302,7 @@ func sharedOwnerCases() []ownerCase {
 		},
 		{
 			"a hole in the slots", udp, here4, there4,
-			[]entry{port(here4, "fourth", slot(3)), port(here4, "last", slot(6), isClosed)},
+			[]entry{port(here4, "fourth", slot(3)), port(here4, "last", slot(6), isClosed, isIdle)},
 			"fourth", "fourth",
 		},
 		{"the last slot alone", tcp, here4, there4, []entry{port(here4, "eighth", slot(7))}, "eighth", ""},
@@ -293,7 +312,7 @@ func sharedOwnerCases() []ownerCase {
 		{"all of eight listeners closed", tcp, here4, there4, eight("number ", isClosed), "", ""},
 		{
 			"all of eight closed, and every address", udp, here4, there4,
-			append(eight("number ", isClosed), port(any4, "alive")), "alive", "alive",
+			append(eight("number ", isClosed, isIdle), port(any4, "alive")), "alive", "alive",
 		},
 	}
 }
@@ -330,7 +349,7 @@ func connectionOwnerCases() []ownerCase {
 		{"a connection of the other protocol", tcp, here4, there4, []entry{connection(here4, there4, "other", overProto(udp))}, "", ""},
 		{
 			"a closed one takes nothing in", udp, here4, there4,
-			[]entry{connection(here4, there4, "closed", isClosed), port(any4, "server")},
+			[]entry{connection(here4, there4, "closed", isClosed, isIdle), port(any4, "server")},
 			"server", "server",
 		},
 		{
@@ -348,15 +367,92 @@ func connectionOwnerCases() []ownerCase {
 	}
 }
 
-// fill writes the books of a case, where packets come by the given interface.
-func (c ownerCase) fill(tb testing.TB, g *gadget, device uint32) {
+// senderOwnerCases: which of several sockets has sent, by what they have on its way.
+func senderOwnerCases() []ownerCase {
+	const udp = protoUDP
+	return []ownerCase{
+		{"a closed port with something on its way", udp, here4, there4, []entry{port(here4, "closed", isClosed)}, "", "closed"},
+		{"a closed wildcard with something on its way", udp, here4, there4, []entry{port(any4, "closed", isClosed)}, "", "closed"},
+		{"a closed dual-stack with something on its way", udp, here4, there4, []entry{port(any6, "closed", isClosed)}, "", "closed"},
+		{"a closed IPv6 port with something on its way", udp, here6, there6, []entry{port(here6, "closed", isClosed)}, "", "closed"},
+		{
+			"closed with something on its way, and another one has the port", udp, here4, there4,
+			[]entry{port(here4, "closed", isClosed), port(here4, "alive", slot(1), isIdle)},
+			"alive", "closed",
+		},
+		{
+			"both have something on its way", udp, here4, there4,
+			[]entry{port(here4, "closed", isClosed), port(here4, "alive", slot(1))},
+			"alive", "",
+		},
+		{
+			"a closed connection with something on its way", udp, here4, there4,
+			[]entry{connection(here4, there4, "closed", isClosed), port(any4, "server", isIdle)},
+			"server", "closed",
+		},
+		{
+			"every address sends, the address does not", udp, here4, there4,
+			[]entry{port(here4, "exact", isIdle), port(any4, "wildcard"), port(any6, "dual", isIdle)},
+			"exact", "wildcard",
+		},
+		{
+			"the dual-stack socket sends", udp, here4, there4,
+			[]entry{port(here4, "exact", isIdle), port(any4, "wildcard", isIdle), port(any6, "dual")},
+			"exact", "dual",
+		},
+		{
+			"the first of a group sends", udp, here6, there6,
+			[]entry{port(any6, "first"), port(any6, "second", slot(1), isIdle), port(any6, "third", slot(2), isIdle)},
+			"third", "first",
+		},
+		{
+			"a connected socket sends beside a server", udp, here4, there4,
+			[]entry{connection(here4, there4, "client"), port(any4, "server", isIdle)},
+			"client", "client",
+		},
+		{
+			"a server sends beside a connected socket", udp, here4, there4,
+			[]entry{connection(here4, there4, "client", isIdle), port(any4, "server")},
+			"client", "server",
+		},
+		{
+			"another peer's socket sends", udp, here4, there4,
+			[]entry{connection(here4, stranger4, "other"), port(any4, "server", isIdle)},
+			"server", "",
+		},
+		{"two sockets of a process", udp, here4, there4, []entry{port(here4, "one"), port(any4, "one")}, "one", "one"},
+		{
+			"two sockets of two threads", udp, here4, there4,
+			[]entry{port(here4, "one"), port(any4, "one", inThread(1))},
+			"one", "",
+		},
+		{"one that others may share the port with", udp, here4, there4, []entry{port(here4, "one", isDoubtful)}, "", ""},
+		{"one that there was no room beside", udp, here4, there4, []entry{port(here4, "one", isCrowded)}, "", ""},
+		{
+			"one that sends beside a slot without room", udp, here4, there4,
+			[]entry{port(here4, "one"), port(here4, "two", slot(1), isCrowded, isIdle)},
+			"", "one",
+		},
+	}
+}
+
+// fill writes the books of a case, of a namespace where packets come by the given
+// interface. busy are sockets that have something on its way; without them, no entry
+// is of a socket.
+func (c ownerCase) fill(tb testing.TB, g *gadget, netns, device uint32, busy []uint64) {
 	tb.Helper()
-	for _, e := range c.books {
+	for i, e := range c.books {
+		if e.netns == 0 {
+			e.netns = netns
+		}
 		if e.device == packetDevice {
 			e.device = device
 		}
 		if e.proto == 0 {
 			e.proto = c.proto
+		}
+		if e.sk == 0 && !e.idle && e.proto == protoUDP && busy != nil {
+			e.sk = busy[i]
 		}
 		if e.remote.IsValid() {
 			g.bookConnection(tb, e)
@@ -367,14 +463,14 @@ func (c ownerCase) fill(tb testing.TB, g *gadget, device uint32) {
 }
 
 func TestReceivedAttemptNamesTheOwnerOfItsSocket(t *testing.T) {
-	const loopback = 1
+	const loopback, here = 1, someNetNS + 1
 	for _, c := range ownerCases() {
 		t.Run(c.name, func(t *testing.T) {
 			g := load(t, nil)
-			c.fill(t, g, loopback)
+			c.fill(t, g, here, loopback, nil)
 			p := between(c.proto, c.remote, c.local)
-			got, err := g.verdict(p.frame(), wireNetNS)
-			want := []event{owned(p.event(false, wireNetNS), called(c.received))}
+			got, err := g.verdict(p.frame(), here)
+			want := []event{owned(p.event(false, here), called(c.received))}
 			if err := errors.Join(err, difference(p.frame(), got, want)); err != nil {
 				t.Error(err)
 			}
@@ -382,27 +478,60 @@ func TestReceivedAttemptNamesTheOwnerOfItsSocket(t *testing.T) {
 	}
 }
 
+// busyPort is a new socket that has a port, which others can have as well, and
+// something on its way.
+func busyPort(tb testing.TB, home netns.NsHandle, port uint16) uint64 {
+	tb.Helper()
+	local := netip.AddrPortFrom(netip.IPv4Unspecified(), port)
+	_, sk := realSocket{proto: protoUDP, local: local, shares: true, waits: true}.openIn(tb, home)
+	return sk
+}
+
+// busySockets have the port of the tests' local ends.
+func busySockets(tb testing.TB) (sockets []uint64) {
+	tb.Helper()
+	home := newHome(tb)
+	newSilence(tb, home)
+	for range 10 {
+		sockets = append(sockets, busyPort(tb, home, here4.Port()))
+	}
+	return sockets
+}
+
 func TestTrafficNamesTheOwnerOfItsSocket(t *testing.T) {
-	w := newVeth(t, false)
+	w, busy := newVeth(t, false), busySockets(t)
 	for _, c := range ownerCases() {
 		t.Run(c.name, func(t *testing.T) {
 			g := load(t, nil)
 			w.attach(t, g)
-			for _, egress := range []bool{true, false} {
-				from, to, owner := c.local, c.remote, c.sent
-				if !egress {
-					from, to, owner = c.remote, c.local, c.received
+			for _, of := range []struct {
+				egress  bool
+				sockets []uint64
+				owner   string
+			}{{true, nil, c.sentByNone()}, {true, busy, c.sent}, {false, busy, c.received}} {
+				netns := w.netns(of.egress)
+				p := between(c.proto, c.remote, c.local)
+				if of.egress {
+					p = between(c.proto, c.local, c.remote)
 				}
-				c.fill(t, g, w.devices[egress])
-				p := between(c.proto, from, to)
-				got, err := w.seen(g, p, egress)
-				want := []event{owned(p.event(egress, wireNetNS), called(owner))}
+				c.fill(t, g, netns, w.devices[of.egress], of.sockets)
+				got, err := w.seen(g, p, of.egress)
+				want := []event{owned(p.event(of.egress, netns), called(of.owner))}
 				if err := errors.Join(err, difference(p.frame(), got, want)); err != nil {
-					t.Error(err)
+					t.Errorf("sent: %t, with something on its way: %t: %v", of.egress, of.sockets != nil, err)
 				}
 			}
 		})
 	}
+}
+
+// sentByNone is who is named for what the local end sends, when no socket has a
+// datagram on its way: of a datagram, nobody.
+func (c ownerCase) sentByNone() string {
+	if c.proto == protoUDP {
+		return ""
+	}
+	return c.sent
 }
 
 // seen sends a packet that begins something, and returns what g reports of it at
@@ -462,7 +591,7 @@ func TestBookedSocketIsNamedWhileItHasThePort(t *testing.T) {
 				}
 				want := p.event(false, e.netns)
 				if has {
-					want.Proc = e.owner
+					want = owned(want, e.owner)
 				}
 				got, err := g.verdict(p.frame(), e.netns)
 				if err := errors.Join(err, difference(p.frame(), got, []event{want})); err != nil {
@@ -560,12 +689,17 @@ func TestTrafficOfNobodyHasNoProcessWhateverWasReportedBefore(t *testing.T) {
 	w := newVeth(t, false)
 	server, client := someone, called("client")
 	client.PID, client.UID = 1, 2
+	home := newHome(t)
+	newSilence(t, home)
 	for _, p := range attempts {
 		nobody := p.with(ports(p.sport+100, p.dport+100))
-		// Both ends have the namespace id 0 here: the ports tell them apart.
-		w.watcher.bookPort(t, entry{local: p.to(), proto: p.proto, owner: server})
+		w.watcher.bookPort(t, entry{netns: w.netns(false), local: p.to(), proto: p.proto, owner: server})
 		for _, to := range []netip.AddrPort{p.to(), nobody.to()} {
-			w.watcher.bookConnection(t, entry{local: p.from(), remote: to, proto: p.proto, owner: client})
+			e := entry{netns: w.netns(true), local: p.from(), remote: to, proto: p.proto, owner: client}
+			if p.proto == protoUDP {
+				e.sk = busyPort(t, home, p.sport)
+			}
+			w.watcher.bookConnection(t, e)
 		}
 	}
 	for _, p := range attempts {
@@ -586,8 +720,8 @@ func (w *wire) expect(t *testing.T, p packet, sender, receiver process) {
 	frame, _ := w.adapt(p.frame())
 	got, err := w.exchange(frame)
 	err = errors.Join(err,
-		difference(frame, got.egress, []event{owned(p.event(true, wireNetNS), sender)}),
-		difference(frame, got.ingress, []event{owned(p.event(false, wireNetNS), receiver)}))
+		difference(frame, got.egress, []event{owned(p.event(true, w.netns(true)), sender)}),
+		difference(frame, got.ingress, []event{owned(p.event(false, w.netns(false)), receiver)}))
 	if err != nil {
 		t.Error(err)
 	}

@@ -183,6 +183,18 @@ func (p packet) appendTransport(b []byte) []byte {
 	return append(b, p.payload...)
 }
 
+// number tells packets of the same ends apart: by a SYN's sequence, by the first
+// bytes of a datagram, as they are.
+func (p packet) number() uint32 {
+	if p.proto == protoTCP {
+		return synSequence
+	}
+	if len(p.payload) < 4 {
+		return 0
+	}
+	return binary.NativeEndian.Uint32(p.payload)
+}
+
 // event is what the program reports of the packet when it is an attempt.
 func (p packet) event(egress bool, netns uint32) event {
 	version := uint8(6)
@@ -191,6 +203,15 @@ func (p packet) event(egress bool, netns uint32) event {
 	}
 	return newEvent(egress, netns, version, p.proto,
 		netip.AddrPortFrom(p.src, p.sport), netip.AddrPortFrom(p.dst, p.dport))
+}
+
+// nowhere is the end of a socket that is not known.
+func nowhere(proto, version uint8) endpoint {
+	addr := netip.IPv6Unspecified()
+	if version == 4 {
+		addr = netip.IPv4Unspecified()
+	}
+	return endpoint{netip.AddrPortFrom(addr, 0), proto, version}
 }
 
 // newEvent is an attempt of src to talk to dst, by nobody known. The peer is
@@ -208,5 +229,7 @@ func newEvent(egress bool, netns uint32, version, proto uint8, src, dst netip.Ad
 		Src:      end(src),
 		Dst:      end(dst),
 		Peer:     end(netip.AddrPortFrom(peer, dst.Port())),
+		Local:    nowhere(proto, version),
+		Remote:   nowhere(proto, version),
 	}
 }

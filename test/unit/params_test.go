@@ -35,7 +35,7 @@ func reported(w *wire, g *gadget) (names []string, err error) {
 			return nil, err
 		}
 		for _, e := range slices.DeleteFunc(events, isSentinel) {
-			if want := p.event(e.Egress, wireNetNS); e != want {
+			if want := p.event(e.Egress, w.netns(e.Egress)); e != want {
 				return nil, fmt.Errorf("sent %x\n got %v\nwant %v", frame, e, want)
 			}
 			names = append(names, probeName(p, e.Egress))
@@ -206,7 +206,7 @@ func TestAttemptsOfNobodyAreCountedWhereSomebodyIsWanted(t *testing.T) {
 			g := load(t, params)
 			w.attach(t, g)
 			if c.owner.Set {
-				g.bookPort(t, entry{local: tcp4.to(), proto: tcp4.proto, owner: c.owner})
+				g.bookPort(t, entry{netns: w.netns(false), local: tcp4.to(), proto: tcp4.proto, owner: c.owner})
 			}
 			if _, err := w.send(g, tcp4); err != nil {
 				t.Fatal(err)

@@ -29,7 +29,7 @@ func (g *gadget) await(t *testing.T, n int) (events []event) {
 // clock does it.
 func TestSystemCallsAreNotNeededToSendWhatWaits(t *testing.T) {
 	const packets = 5
-	g := hookAll(t, parameters{"rate_limit": uint32(1000)})
+	g := hook(t, parameters{"rate_limit": uint32(1000)}, filterProgram, clockProgram, "network_shepherd")
 	g.pause(t)
 	g.give(t, series(tcp4, packets)...)
 	g.expect(t, counted{unsent: packets})

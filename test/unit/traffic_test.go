@@ -17,7 +17,7 @@ func (w *wire) check(r *reference, frame []byte) error {
 	}
 	var want reports
 	for _, egress := range []bool{true, false} {
-		if e, ok := w.want(r, frame, egress); ok {
+		if e, ok := w.want(r, frame, egress, w.netns(egress)); ok {
 			want.add(e)
 		}
 	}

@@ -17,10 +17,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// wireNetNS is what the program takes for its namespace on a socket of its
-// own: only IG's dispatcher sets cb[0].
-const wireNetNS = 0
-
 // A wire carries frames past the program's raw sockets, through the network
 // stack: each frame is sent, and then received.
 type wire struct {
@@ -29,9 +25,9 @@ type wire struct {
 	inject func(frame []byte) error
 	// adapt makes a frame fit for the wire; false when it cannot be.
 	adapt func(frame []byte) ([]byte, bool)
-	// want is what is to be reported of a frame that was adapted.
-	want func(r *reference, frame []byte, egress bool) (event, bool)
-	// namespaces are those of the two ends.
+	// want is what is to be reported of a frame that was adapted, in a namespace.
+	want func(r *reference, frame []byte, egress bool, netns uint32) (event, bool)
+	// namespaces are those of the two ends: the sender's, and the receiver's.
 	namespaces []netns.NsHandle
 	// devices are the interfaces that a frame is sent (true) and received by;
 	// of the veth alone.
@@ -42,6 +38,15 @@ type wire struct {
 	subject []int // the sockets of the gadget that attach() was given
 	tasks   chan func()
 	sent    uint16
+}
+
+// netns is the namespace that sends (true) or receives: without IG's dispatcher,
+// the program finds it by the device.
+func (w *wire) netns(egress bool) uint32 {
+	if egress {
+		return inode(w.tb, w.namespaces[0])
+	}
+	return inode(w.tb, w.namespaces[len(w.namespaces)-1])
 }
 
 // reports are what a program says of a frame when it is sent and received.
@@ -113,6 +118,17 @@ func (w *wire) do(task func()) {
 func (w *wire) attach(tb testing.TB, g *gadget) {
 	tb.Helper()
 	w.attachProgram(tb, g.program)
+}
+
+// attachAsOne makes a gadget take both ends for one namespace, someNetNS.
+func (w *wire) attachAsOne(tb testing.TB, g *gadget) {
+	tb.Helper()
+	program, err := g.dispatch(someNetNS)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() { _ = program.Close() })
+	w.attachProgram(tb, program)
 }
 
 // attachProgram attaches a program that runs a gadget's.

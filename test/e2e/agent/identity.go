@@ -14,7 +14,11 @@ import (
 
 // identify describes the calling thread.
 func identify(p *attempt.Process) error {
-	comm, err := os.ReadFile("/proc/thread-self/comm")
+	comm, err := os.ReadFile("/proc/self/comm")
+	if err != nil {
+		return err
+	}
+	thread, err := os.ReadFile("/proc/thread-self/comm")
 	if err != nil {
 		return err
 	}
@@ -27,8 +31,8 @@ func identify(p *attempt.Process) error {
 		return err
 	}
 	*p = attempt.Process{
-		Comm: strings.TrimSpace(string(comm)),
-		PID:  uint32(os.Getpid()), TID: uint32(unix.Gettid()),
+		Comm: strings.TrimSpace(string(comm)), Thread: strings.TrimSpace(string(thread)),
+		PID: uint32(os.Getpid()), TID: uint32(unix.Gettid()),
 		UID: uint32(os.Getuid()), GID: uint32(os.Getgid()),
 		MountNS:   mountNS.Ino,
 		ParentPID: uint32(os.Getppid()), ParentComm: strings.TrimSpace(string(parent)),

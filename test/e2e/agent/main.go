@@ -25,6 +25,9 @@ func init() {
 }
 
 func main() {
+	if len(os.Args) > 1 {
+		os.Exit(takeWays(os.Args[1:]))
+	}
 	requests, reports := json.NewDecoder(os.Stdin), json.NewEncoder(os.Stdout)
 	for {
 		var request attempt.Request

@@ -81,6 +81,11 @@ func (s *socket) connect(dst netip.AddrPort, nonBlocking bool) error {
 	if !errors.Is(err, unix.EINPROGRESS) && !errors.Is(err, unix.EINTR) {
 		return err
 	}
+	return s.connected()
+}
+
+// connected waits for the end of a connect, and returns how it ended.
+func (s *socket) connected() error {
 	poll := []unix.PollFd{{Fd: int32(s.fd), Events: unix.POLLOUT}}
 	for {
 		n, err := unix.Poll(poll, patience*1000)

@@ -64,7 +64,9 @@ func (k *keeper) step(step attempt.Step, report *attempt.Report) (err error) {
 		if err := rename(step.Comm, report); err != nil {
 			return err
 		}
-		k.self = report.Process
+		if !step.Thread {
+			k.self = report.Process
+		}
 	}
 	report.Dst = step.Dst
 	switch step.Do {
@@ -78,6 +80,10 @@ func (k *keeper) step(step attempt.Step, report *attempt.Report) (err error) {
 		err = flood(step, report)
 	case attempt.Storm:
 		err = storm(step, report)
+	case attempt.Await:
+		err = k.sockets[step.Socket].await(report)
+	case attempt.Raw, attempt.Packet:
+		err = sendMade(step, report)
 	case attempt.Rename:
 	case attempt.Chdir:
 		err = os.Chdir(step.Dir)
@@ -98,7 +104,7 @@ func (k *keeper) step(step attempt.Step, report *attempt.Report) (err error) {
 	return err
 }
 
-// rename gives the calling thread, which is the first, another name.
+// rename gives the calling thread another name; the first one's is the process's.
 func rename(comm string, report *attempt.Report) error {
 	name, err := unix.BytePtrFromString(comm)
 	if err != nil {
@@ -206,6 +212,11 @@ func (s *socket) setUp(step attempt.Step) error {
 			return fmt.Errorf("SO_LINGER: %w", err)
 		}
 	}
+	if step.Device != "" {
+		if err := unix.BindToDevice(s.fd, step.Device); err != nil {
+			return fmt.Errorf("binding to device %s: %w", step.Device, err)
+		}
+	}
 	if step.Src.IsValid() {
 		if err := unix.Bind(s.fd, sockaddrFor(step, step.Src)); err != nil {
 			return fmt.Errorf("bind to %s: %w", step.Src, err)
@@ -262,6 +273,10 @@ func (k *keeper) call(step attempt.Step, report *attempt.Report) error {
 	if err != nil {
 		return err
 	}
+	if step.Unsure {
+		report.Src = named(before, after)
+		return nil
+	}
 	report.Src, err = k.source(before, after, step.Dst.Addr())
 	return err
 }
@@ -281,16 +296,20 @@ func (s *socket) countAgain(step attempt.Step, report *attempt.Report) error {
 	return nil
 }
 
+// await waits until a connect that was not waited for has succeeded.
+func (s *socket) await(report *attempt.Report) error {
+	if err := s.connected(); err != nil {
+		return err
+	}
+	report.Packets = 1
+	return s.countAgain(attempt.Step{}, report)
+}
+
 // source is where the attempt came from, by the names of the socket before and
 // thereafter: a connect that has failed can take the name with it.
 func (k *keeper) source(before, after netip.AddrPort, dst netip.Addr) (src netip.AddrPort, err error) {
-	addr, port := before.Addr().Unmap(), before.Port()
-	if port == 0 {
-		port = after.Port()
-	}
-	if addr.IsUnspecified() {
-		addr = after.Addr().Unmap()
-	}
+	known := named(before, after)
+	addr, port := known.Addr(), known.Port()
 	if addr.IsUnspecified() {
 		addr, err = k.sourceTo(dst)
 	}
@@ -298,6 +317,18 @@ func (k *keeper) source(before, after netip.AddrPort, dst netip.Addr) (src netip
 		err = errors.Join(err, errors.New("the socket has no port"))
 	}
 	return netip.AddrPortFrom(addr, port), err
+}
+
+// named is what either name of a socket tells.
+func named(before, after netip.AddrPort) netip.AddrPort {
+	addr, port := before.Addr().Unmap(), before.Port()
+	if port == 0 {
+		port = after.Port()
+	}
+	if addr.IsUnspecified() {
+		addr = after.Addr().Unmap()
+	}
+	return netip.AddrPortFrom(addr, port)
 }
 
 // sourceTo is the address that the kernel chooses for a destination.
@@ -322,6 +353,8 @@ func (k *keeper) sourceTo(dst netip.Addr) (netip.Addr, error) {
 func (s *socket) attempt(step attempt.Step) error {
 	dst := sockaddrFor(step, step.Dst)
 	switch {
+	case step.Uring != "":
+		return connectByUring(s.fd, dst, step.Uring)
 	case step.FastOpen:
 		return unix.Sendto(s.fd, []byte("hello"), unix.MSG_FASTOPEN|unix.MSG_NOSIGNAL, dst)
 	case step.Protocol == attempt.TCP && step.NonBlocking:

@@ -68,7 +68,8 @@ func (r Request) String() string {
 
 // Process is who did it. Its numbers are those that the agent sees.
 type Process struct {
-	Comm       string
+	Comm       string // the process's: its first thread's
+	Thread     string // the name of the thread that did it
 	PID, TID   uint32
 	UID, GID   uint32
 	MountNS    uint64 // inode number
@@ -90,6 +91,6 @@ type Report struct {
 }
 
 func (p Process) String() string {
-	return fmt.Sprintf("%s pid %d tid %d uid %d gid %d mntns %d parent %s %d",
-		p.Comm, p.PID, p.TID, p.UID, p.GID, p.MountNS, p.ParentComm, p.ParentPID)
+	return fmt.Sprintf("%s pid %d thread %s %d uid %d gid %d mntns %d parent %s %d",
+		p.Comm, p.PID, p.Thread, p.TID, p.UID, p.GID, p.MountNS, p.ParentComm, p.ParentPID)
 }

@@ -16,6 +16,9 @@ const (
 	Flows  Action = "flows"  // sends Count UDP datagrams to Dst from each of Sockets sockets, in turns, and gets an answer to each
 	Flood  Action = "flood"  // sends Count UDP datagrams to Dst from one socket as fast as it can, or as many SYN segments with forged sources: addresses from Src's on
 	Storm  Action = "storm"  // has Count child processes, one after the other, send a UDP datagram to Dst each, IPv4's
+	Await  Action = "await"  // waits until the connection of the socket of the name is there, and counts the SYN segments
+	Raw    Action = "raw"    // sends what a call from Src to Dst would, a SYN segment or a datagram, from a raw socket
+	Packet Action = "packet" // the same from a packet socket, by Device
 	Close  Action = "close"  // closes the socket of the name
 	Inbox  Action = "inbox"  // gets ready for what other agents give
 	Give   Action = "give"   // gives the socket of the name to the agent with the process ID To, and closes it
@@ -23,6 +26,22 @@ const (
 	Rename Action = "rename" // does no more than Comm says
 	Chdir  Action = "chdir"  // goes to the folder Dir
 	Child  Action = "child"  // has a child process carry out Steps; it has ended when the step is over
+)
+
+// Attempts says whether a step is an attempt to talk, which its report tells of.
+func (s Step) Attempts() bool {
+	return s.Do == Call || s.Do == Flows || s.Do == Raw || s.Do == Packet
+}
+
+// Uring is a way to connect by io_uring.
+type Uring string
+
+// The ways there are: in the call that submits it where that does not block, by a
+// worker thread, and by the thread that polls for submissions.
+const (
+	Submitted Uring = "submitted"
+	Worker    Uring = "worker"
+	Polled    Uring = "polled"
 )
 
 // Step is one of a list that an agent carries out on its own.
@@ -45,13 +64,32 @@ type Step struct {
 	Connected   bool `json:",omitempty"` // UDP: by connect, at Open or else before it sends
 	Thread      bool `json:",omitempty"` // done by a thread that ends thereafter
 
+	// Device, if not empty, is the one that the socket is bound to, or that Packet
+	// sends by.
+	Device string `json:",omitempty"`
+	// Uring is how a TCP call connects by io_uring; empty: it does not.
+	Uring Uring `json:",omitempty"`
+	// Header has Raw write the IP header, Link has Packet write the link header.
+	Header bool `json:",omitempty"`
+	Link   bool `json:",omitempty"`
+	// LinkDst is the link address that Packet sends to.
+	LinkDst []byte `json:",omitempty"`
+	// Several sends by sendmmsg, Count packets from ports from Src's on, whose
+	// reports are in Steps; without, it is sendmsg.
+	Several bool `json:",omitempty"`
+	Split   bool `json:",omitempty"` // a packet is in several buffers, which part its headers
+	// Unsure: the kernel may refuse a call before it has chosen its source, of
+	// which the report then has what is known.
+	Unsure bool `json:",omitempty"`
+
 	// Sockets and Count are those of Flows, whose sockets are kept under the name
 	// and a number each; its report has one of each in its Steps. Count is Flood's
 	// and Storm's, too.
 	Sockets int `json:",omitempty"`
 	Count   int `json:",omitempty"`
 
-	// Comm, if not empty, is how the process calls itself from now on.
+	// Comm, if not empty, is how the process calls itself from now on, or the
+	// thread that does it.
 	Comm string `json:",omitempty"`
 
 	Dir   string `json:",omitempty"`

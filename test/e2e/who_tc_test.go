@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"errors"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"gadget.example/network/test/e2e/attempt"
+)
+
+// tcCases have traffic control send packets another way, or twice.
+func tcCases() []whoCase {
+	var cases []whoCase
+	for _, protocol := range []attempt.Protocol{attempt.TCP, attempt.UDP} {
+		for _, d := range detours {
+			name := string(protocol) + " out, tc: " + d.name
+			cases = append(cases, whoCase{name: name, play: func(s *stage, name string) {
+				defer s.detour(d)()
+				s.calledAway(name, protocol)
+			}})
+		}
+		cases = append(cases, whoCase{
+			name: string(protocol) + " forwarded and masqueraded, by an ifb, beside the same source",
+			play: func(s *stage, name string) {
+				defer s.detour(detours[0])()
+				defer s.forward()()
+				s.besideForwarded(name, protocol)
+			},
+		})
+	}
+	return cases
+}
+
+// detour is what traffic control does with all that passes a device.
+type detour struct {
+	name   string
+	end    int // whose device on the way between the ends
+	parent uint32
+	action netlink.MirredAct
+	by     netlink.Link
+}
+
+var (
+	// Without a queue it would lose packets.
+	ifb    = &netlink.Ifb{LinkAttrs: netlink.LinkAttrs{Name: "e2e-ifb", TxQLen: 1000}}
+	copies = &netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Name: "e2e-copies"}}
+)
+
+var detours = []detour{
+	{"redirected to an ifb on the way out", 0, netlink.HANDLE_MIN_EGRESS, netlink.TCA_EGRESS_REDIR, ifb},
+	{"redirected to an ifb on the way in", 1, netlink.HANDLE_MIN_INGRESS, netlink.TCA_EGRESS_REDIR, ifb},
+	{"mirrored to another device on the way out", 0, netlink.HANDLE_MIN_EGRESS, netlink.TCA_EGRESS_MIRROR, copies},
+	{"mirrored to another device on the way in", 1, netlink.HANDLE_MIN_INGRESS, netlink.TCA_EGRESS_MIRROR, copies},
+}
+
+// detour is there until it is told to end.
+func (s *stage) detour(d detour) (end func()) {
+	s.t.Helper()
+	ns := s.pair.ends[d.end]
+	remove := ns.addUntil(s.t, d.by)
+	ns.setUp(s.t, d.by.Attrs().Name)
+	from, to := ns.link(s.t, overVeth.device), ns.link(s.t, d.by.Attrs().Name)
+	qdisc := &netlink.Clsact{QdiscAttrs: netlink.QdiscAttrs{
+		LinkIndex: from.Attrs().Index, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT,
+	}}
+	verdict := netlink.TC_ACT_STOLEN
+	if d.action == netlink.TCA_EGRESS_MIRROR {
+		verdict = netlink.TC_ACT_PIPE
+	}
+	filter := &netlink.MatchAll{
+		FilterAttrs: netlink.FilterAttrs{LinkIndex: from.Attrs().Index, Parent: d.parent, Protocol: unix.ETH_P_ALL, Priority: 1},
+		Actions: []netlink.Action{&netlink.MirredAction{
+			ActionAttrs: netlink.ActionAttrs{Action: verdict}, MirredAction: d.action, Ifindex: to.Attrs().Index,
+		}},
+	}
+	if err := errors.Join(ns.links.QdiscAdd(qdisc), ns.links.FilterAdd(filter)); err != nil {
+		s.t.Fatalf("%s: %v", d.name, err)
+	}
+	return func() {
+		if err := ns.links.QdiscDel(qdisc); err != nil {
+			s.t.Fatalf("ending: %s: %v", d.name, err)
+		}
+		remove()
+	}
+}
+
+// addUntil makes a device, which goes when remove is called.
+func (ns *namespace) addUntil(t *testing.T, link netlink.Link) (remove func()) {
+	t.Helper()
+	if err := ns.links.LinkAdd(link); err != nil {
+		t.Fatalf("device %s in %s: %v", link.Attrs().Name, ns.name, err)
+	}
+	return func() {
+		t.Helper()
+		if err := ns.links.LinkDel(link); err != nil {
+			t.Fatalf("removing device %s in %s: %v", link.Attrs().Name, ns.name, err)
+		}
+	}
+}
+
+// calledAway has all callers call a server at the other end.
+func (s *stage) calledAway(name string, protocol attempt.Protocol) {
+	port := newPort(protocol)
+	open := s.openAway(protocol, port)
+	var acts []act
+	for i := range s.attempts {
+		acts = append(acts, act{by: s.callers[i%callers], beyond: s.pair.ends[1], to: s.is(s.away[0]), step: attempt.Step{
+			Do: attempt.Call, Protocol: protocol, Dst: at(overVeth.address(families[i/callers%2], 2), port), Connected: i%3 == 0,
+		}})
+	}
+	s.wave(name, acts)
+	s.shut(open...)
+}
