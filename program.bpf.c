@@ -47,8 +47,7 @@ int network(struct __sk_buff *skb)
 	if (attempt.egress)
 		untranslate(skb);
 	if (!wants_device(skb->ifindex)) {
-		find_owner(
-			skb); /* what is seen here is not reported as unseen */
+		find_owner(skb); /* it was seen */
 		return 0;
 	}
 	if (goes_on(report) || !wants_direction(attempt.egress) ||

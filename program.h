@@ -30,8 +30,7 @@ struct event {
 	/* As the socket of this side has them; addresses and ports zero: none known. */
 	struct gadget_l4endpoint_t local;
 	struct gadget_l4endpoint_t remote;
-	char thread
-		[THREAD_LEN]; /* its name, where proc.comm is the process's */
+	char thread[THREAD_LEN]; /* where proc.comm names the process */
 	gadget_netns_id netns_id;
 	__u32 retries; /* of this SYN, before this one */
 	__u32 suppressed; /* attempts of the owner since its event before */

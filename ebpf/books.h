@@ -133,11 +133,14 @@ static __always_inline void begin_progress(void)
 
 static __always_inline void end_progress(struct owner *owner, __u8 progress)
 {
+	struct progresses *p;
 	__u32 zero = 0;
-	struct progresses *p = bpf_map_lookup_elem(&progresses, &zero);
 
-	if (p && owner->progress == ON_ITS_WAY)
-		__sync_fetch_and_add(&p->ended, 1);
+	if (owner->progress == ON_ITS_WAY) {
+		p = bpf_map_lookup_elem(&progresses, &zero);
+		if (p)
+			__sync_fetch_and_add(&p->ended, 1);
+	}
 	owner->progress = progress;
 }
 

@@ -74,7 +74,7 @@ static __always_inline bool is_told(struct task_struct *task, __u32 pid)
 
 	entering_now = bpf_map_lookup_elem(&entering, &zero);
 	if (!entering_now || entering_now->whose == NOBODYS ||
-	    BPF_CORE_READ(task, flags) & PF_KTHREAD)
+	    is_kernel_thread(task))
 		return false;
 	if (entering_now->whose == THOSE_OF_FOLLOWED)
 		return is_followed(task);

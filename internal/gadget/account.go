@@ -126,18 +126,16 @@ type gadgetMap struct {
 
 // newGadgetMap finds a map by its name, and the layout of its values.
 func newGadgetMap(gadgetCtx operators.GadgetContext, name string) (m gadgetMap, err error) {
-	variable, _ := gadgetCtx.GetVar(operators.MapPrefix + name)
-	specVariable, _ := gadgetCtx.GetVar(operators.MapSpecPrefix + name)
-	loaded, ok := variable.(*ebpf.Map)
-	spec, hasSpec := specVariable.(*ebpf.MapSpec)
-	if !ok || !hasSpec {
-		return m, fmt.Errorf("the gadget has no map %q: it is another gadget, or an older one", name)
+	if m.Map, err = loadedMap(gadgetCtx, name); err != nil {
+		return m, err
 	}
-	value, ok := btf.UnderlyingType(spec.Value).(*btf.Struct)
-	if !ok {
-		return m, fmt.Errorf("the gadget's map %q says nothing of its values: it is another gadget, or an older one", name)
+	v, _ := gadgetCtx.GetVar(operators.MapSpecPrefix + name)
+	if spec, ok := v.(*ebpf.MapSpec); ok {
+		if m.value, ok = btf.UnderlyingType(spec.Value).(*btf.Struct); ok {
+			return m, nil
+		}
 	}
-	return gadgetMap{Map: loaded, value: value}, nil
+	return m, fmt.Errorf("the gadget's map %q says nothing of its values: it is another gadget, or an older one", name)
 }
 
 // each calls f with the first value of an array, or of each CPU's.

@@ -45,10 +45,9 @@ func newDrain() *drain {
 
 // attach makes the program that writes sentinels to the gadget's events.
 func (d *drain) attach(gadgetCtx operators.GadgetContext) error {
-	v, _ := gadgetCtx.GetVar(operators.MapPrefix + "events")
-	events, ok := v.(*ebpf.Map)
-	if !ok {
-		return errors.New("the gadget has no map \"events\"")
+	events, err := loadedMap(gadgetCtx, "events")
+	if err != nil {
+		return err
 	}
 	program, err := newSentinelProgram(events)
 	if err != nil {

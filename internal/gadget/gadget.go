@@ -171,10 +171,10 @@ const awaitedTimeout = 2 * time.Second
 func (r *run) end(ctx context.Context) (s Summary, err error) {
 	// Then every packet has become an event, and some of these wait.
 	if err = r.drain.wait(ctx); err == nil {
-		err = r.waitFor(ctx, r.account.awaited, awaitedTimeout)
+		err = waitFor(ctx, r.account.awaited, awaitedTimeout)
 	}
 	if err == nil {
-		err = r.waitFor(ctx, r.account.queued, waitingTimeout)
+		err = waitFor(ctx, r.account.queued, waitingTimeout)
 	}
 	settled := false
 	for i := 1; err == nil && !settled; i++ {
@@ -202,7 +202,7 @@ func (r *run) tellFollowed(s *Summary) (err error) {
 
 // waitFor waits until what waits now in the gadget does so no more, or the time is
 // over. Meanwhile the gadget sends what it can.
-func (r *run) waitFor(ctx context.Context, waiting queuedMap, bound time.Duration) error {
+func waitFor(ctx context.Context, waiting queuedMap, bound time.Duration) error {
 	now, err := waiting.read()
 	if err != nil || now.taken >= now.put {
 		return err
@@ -315,11 +315,7 @@ func (r *run) preStart(gadgetCtx operators.GadgetContext) error {
 	if r.files != nil {
 		return nil
 	}
-	for _, pid := range r.options.NetNSOf {
-		if r.failed = watchNetNSOf(gadgetCtx, pid); r.failed != nil {
-			break
-		}
-	}
+	r.failed = watchNetNSOf(gadgetCtx, r.options.NetNSOf...)
 	return nil
 }
 

@@ -15,24 +15,26 @@ import (
 // attacherVar is where IG's operators find what attaches the gadget.
 const attacherVar = "ebpfInstance"
 
-// watchNetNSOf attaches the gadget to the network namespace of a process, the
+// watchNetNSOf attaches the gadget to the network namespaces of processes, the
 // way in which IG attaches it to a container's.
-func watchNetNSOf(gadgetCtx operators.GadgetContext, pid int) error {
-	instance, _ := gadgetCtx.GetVar(attacherVar)
-	attacher, ok := instance.(localmanager.Attacher)
-	if !ok {
-		return errors.New("this version of Inspektor Gadget cannot watch a network namespace of choice")
-	}
-	process := &containercollection.Container{
-		Runtime: containercollection.RuntimeMetadata{
-			BasicRuntimeMetadata: types.BasicRuntimeMetadata{
-				ContainerID:  fmt.Sprintf("process %d", pid),
-				ContainerPID: uint32(pid),
+func watchNetNSOf(gadgetCtx operators.GadgetContext, pids ...int) error {
+	for _, pid := range pids {
+		instance, _ := gadgetCtx.GetVar(attacherVar)
+		attacher, ok := instance.(localmanager.Attacher)
+		if !ok {
+			return errors.New("this version of Inspektor Gadget cannot watch a network namespace of choice")
+		}
+		process := &containercollection.Container{
+			Runtime: containercollection.RuntimeMetadata{
+				BasicRuntimeMetadata: types.BasicRuntimeMetadata{
+					ContainerID:  fmt.Sprintf("process %d", pid),
+					ContainerPID: uint32(pid),
+				},
 			},
-		},
-	}
-	if err := attacher.AttachContainer(process); err != nil {
-		return fmt.Errorf("watching the network namespace of process %d: %w", pid, err)
+		}
+		if err := attacher.AttachContainer(process); err != nil {
+			return fmt.Errorf("watching the network namespace of process %d: %w", pid, err)
+		}
 	}
 	return nil
 }

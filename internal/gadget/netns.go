@@ -187,7 +187,7 @@ func (n *namespaces) close() error {
 // netNSDir is where `ip netns` keeps network namespaces by name.
 const netNSDir = "/run/netns"
 
-// AllNetNS, among Options.NetNS, is every network namespace.
+// AllNetNS stands for every network namespace among Options.NetNS.
 const AllNetNS = "all"
 
 // netNSFiles are the files of the namespaces to watch where it is not IG that

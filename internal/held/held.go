@@ -28,31 +28,31 @@ const statusNobody = 125
 
 func init() {
 	if len(os.Args) > 4 && os.Args[0] == argv0 {
-		os.Exit(becomeCommand(os.Args[1], os.Args[2], os.Args[3], os.Args[4:]))
+		becomeCommand(os.Args[1], os.Args[2], os.Args[3], os.Args[4:])
+		os.Exit(statusNobody)
 	}
 }
 
 // becomeCommand waits at the first descriptor, and reports at the second why it
-// could not become the command.
-func becomeCommand(wait, report, path string, argv []string) int {
+// could not become the command: it returns if so.
+func becomeCommand(wait, report, path string, argv []string) {
 	waitFD, err := strconv.Atoi(wait)
 	if err != nil {
-		return statusNobody
+		return
 	}
 	reportFD, err := strconv.Atoi(report)
 	if err != nil {
-		return statusNobody
+		return
 	}
 	syscall.CloseOnExec(waitFD)
 	syscall.CloseOnExec(reportFD)
 	if !isReleased(waitFD) {
-		return statusNobody
+		return
 	}
 	var errno syscall.Errno
 	if errors.As(syscall.Exec(path, argv, os.Environ()), &errno) {
 		_, _ = syscall.Write(reportFD, binary.NativeEndian.AppendUint32(nil, uint32(errno)))
 	}
-	return statusNobody
 }
 
 // isReleased waits for a byte; the end of the pipe is that of who holds it.

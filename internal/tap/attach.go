@@ -3,9 +3,9 @@
 package tap
 
 import (
+	"errors"
 	"fmt"
 	"sync"
-	"sync/atomic"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -18,7 +18,6 @@ type taps struct {
 	// limitsLast: the kernel remembers the CPUs that a thread was limited to, see
 	// user_cpus_ptr of struct task_struct.
 	limitsLast bool
-	late       atomic.Uint64
 
 	mu      sync.Mutex
 	sockets map[uint32]int // by the namespace's inode number
@@ -106,17 +105,28 @@ const everyProtocol = unix.ETH_P_ALL<<8 | unix.ETH_P_ALL>>8
 // release detaches from a namespace. The kernel's side tells of it again first:
 // nobody is there, and who comes is in another one.
 func (t *taps) release(netns uint32) error {
+	socket, err := t.forget(netns)
+	if err != nil || socket < 0 {
+		return err
+	}
+	// The kernel waits until nobody uses the socket (packet_release()): no attach
+	// has to wait for that.
+	return unix.Close(socket)
+}
+
+// forget returns the socket of a namespace, -1 if there is none.
+func (t *taps) forget(netns uint32) (int, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	socket, ok := t.sockets[netns]
 	if !ok {
-		return nil
+		return -1, nil
+	}
+	if err := deleteKey(t.config.Watched, netns); err != nil && !errors.Is(err, unix.ENOENT) {
+		return -1, fmt.Errorf("forgetting a network namespace: %w", err)
 	}
 	delete(t.sockets, netns)
-	if err := deleteKey(t.config.Watched, netns); err != nil {
-		return fmt.Errorf("forgetting a network namespace: %w", err)
-	}
-	return unix.Close(socket)
+	return socket, nil
 }
 
 // Commands of bpf(2), and their attributes as in union bpf_attr of

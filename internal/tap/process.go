@@ -24,7 +24,6 @@ const argv0 = "netgadget: taps"
 const (
 	requestAttach  = "attach "
 	requestRelease = "release "
-	requestLate    = "late"
 	replyDone      = "done "
 	replyFailed    = "failed "
 )
@@ -59,8 +58,8 @@ func serve(requests io.Reader, replies io.Writer) error {
 	w := &watchers{taps: taps, ended: make(chan error, 1), watched: map[int]bool{}}
 	unprivileged := haveComeFirst()
 	if err := w.start(); err != nil {
-		fmt.Fprintln(replies, replyFailed+err.Error())
-		return nil
+		_, err = fmt.Fprintln(replies, replyFailed+err.Error())
+		return err
 	}
 	fmt.Fprintln(replies, replyDone+reason(unprivileged))
 	go w.startLate()
@@ -107,36 +106,31 @@ func answer(taps *taps, requests io.Reader, replies io.Writer) error {
 	runtime.LockOSThread()
 	lines := bufio.NewScanner(requests)
 	for lines.Scan() {
-		said, err := taps.answer(lines.Text())
-		if err != nil {
+		said := replyDone
+		if err := taps.answer(lines.Text()); err != nil {
 			said = replyFailed + err.Error()
-		} else {
-			said = replyDone + said
 		}
 		if _, err := fmt.Fprintln(replies, said); err != nil {
-			return nil // nobody is there any more
+			break // nobody is there any more
 		}
 	}
 	return lines.Err()
 }
 
-func (t *taps) answer(request string) (string, error) {
+func (t *taps) answer(request string) error {
 	if quoted, ok := strings.CutPrefix(request, requestAttach); ok {
 		file, err := strconv.Unquote(quoted)
 		if err != nil {
-			return "", err
+			return err
 		}
-		return "", t.attachFile(file)
+		return t.attachFile(file)
 	}
 	if number, ok := strings.CutPrefix(request, requestRelease); ok {
 		netns, err := strconv.ParseUint(number, 10, 32)
 		if err != nil {
-			return "", err
+			return err
 		}
-		return "", t.release(uint32(netns))
+		return t.release(uint32(netns))
 	}
-	if request == requestLate {
-		return strconv.FormatUint(t.late.Load(), 10), nil
-	}
-	return "", errors.New("no such request: " + request)
+	return errors.New("no such request: " + request)
 }

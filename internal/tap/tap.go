@@ -95,24 +95,12 @@ func (t *Tap) PID() int { return t.cmd.Process.Pid }
 
 // Attach attaches to the namespace that a file stands for, unless it has already.
 func (t *Tap) Attach(file string) error {
-	_, err := t.ask(requestAttach + strconv.Quote(file))
-	return err
+	return t.ask(requestAttach + strconv.Quote(file))
 }
 
 // Release detaches from a namespace, by its inode number.
 func (t *Tap) Release(netns uint32) error {
-	_, err := t.ask(requestRelease + strconv.FormatUint(uint64(netns), 10))
-	return err
-}
-
-// Late is how many namespaces were attached to when the process that entered
-// them had gone on.
-func (t *Tap) Late() (uint64, error) {
-	said, err := t.ask(requestLate)
-	if err != nil {
-		return 0, err
-	}
-	return strconv.ParseUint(said, 10, 64)
+	return t.ask(requestRelease + strconv.FormatUint(uint64(netns), 10))
 }
 
 // Close detaches from all.
@@ -124,13 +112,14 @@ func (t *Tap) Close() error {
 	return nil
 }
 
-func (t *Tap) ask(request string) (string, error) {
+func (t *Tap) ask(request string) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if _, err := fmt.Fprintln(t.requests, request); err != nil {
-		return "", fmt.Errorf("what watches network namespaces has ended: %w", err)
+		return fmt.Errorf("what watches network namespaces has ended: %w", err)
 	}
-	return t.reply()
+	_, err := t.reply()
+	return err
 }
 
 func (t *Tap) reply() (string, error) {

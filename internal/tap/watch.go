@@ -110,7 +110,7 @@ func (w *watchers) watch(cpu int, ready chan<- error) {
 		return
 	}
 	// Once for practice: what it needs is in memory then.
-	if err := w.taps.try(); err != nil {
+	if err := try(); err != nil {
 		ready <- err
 		return
 	}
@@ -165,7 +165,7 @@ func onlyCPU(cpu int) *unix.CPUSet {
 }
 
 // try does all that is done to attach, and detaches.
-func (t *taps) try() error {
+func try() error {
 	fd, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return err

@@ -25,7 +25,7 @@ func TestPortBehindNAT(t *testing.T) {
 		{"that UDP asks for", attempt.UDP, udp},
 		{"that UDP has on the wire", attempt.UDP, udp ^ turnedPort},
 	} {
-		s.keep = func(f fact) bool { return int(f.dst.Port()) == test.port || int(f.ends.remote.Port()) == test.port }
+		s.keep = func(f fact) bool { return int(f.dst.Port()) == test.port || int(f.remote.Port()) == test.port }
 		s.watch(map[string]string{"port": fmt.Sprint(test.port)}, func() {
 			for _, n := range []translation{toService, toProxy} {
 				remove := s.pair.ends[0].addRules(t, n.write)
@@ -69,7 +69,7 @@ func TestUDPFlowsBehindNAT(t *testing.T) {
 		{"each is reported once", map[string]string{"udp-flows": "true"}, nil},
 		// What is on the wire says whether a port is low.
 		{"none without the parameter", nil, func(fact) bool { return false }},
-		{"of one port", map[string]string{"udp-flows": "true", "port": fmt.Sprint(asked)}, func(f fact) bool { return f.ends.remote.Port() == asked }},
+		{"of one port", map[string]string{"udp-flows": "true", "port": fmt.Sprint(asked)}, func(f fact) bool { return f.remote.Port() == asked }},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			s := newStage(t, 0)

@@ -114,14 +114,6 @@ const (
 	portAt       = 2
 )
 
-// toPort matches packets to one.
-func (*rules) toPort(port int) []expr.Any {
-	return []expr.Any{
-		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: portAt, Len: 2},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binary.BigEndian.AppendUint16(nil, uint16(port))},
-	}
-}
-
 // turned loads a port of the packet, some bits of it turned, so that each port
 // becomes another one, and no two the same.
 func turned(register uint32, at uint32, bits uint16) []expr.Any {

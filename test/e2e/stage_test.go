@@ -294,7 +294,7 @@ func (s *stage) facts(a act, report attempt.Report) []fact {
 				f.ends = asked
 			}
 		case a.passed != nil:
-			f.sighting = f.sighting.from(a.passed(asked).local)
+			f.sighting = f.from(a.passed(asked).local)
 		}
 		if !w.egress && len(a.to) > 0 {
 			f.owners, f.onWire = a.to, true

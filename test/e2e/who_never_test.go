@@ -188,8 +188,8 @@ func caged(programs map[ebpf.AttachType]ebpf.ProgramType) func(*stage) (*agent, 
 // newCgroup goes with the test, after who is in it.
 func newCgroup(t *testing.T) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("/sys/fs/cgroup", "e2e-")
-	if err != nil {
+	dir := fmt.Sprintf("/sys/fs/cgroup/e2e-%d", os.Getpid())
+	if err := os.Mkdir(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {

@@ -59,7 +59,7 @@ type uringCompletion struct {
 }
 
 // connectByUring connects by a ring of its own, and waits.
-func connectByUring(fd int, dst unix.Sockaddr, how attempt.Uring) error {
+func connectByUring(fd int, dst unix.Sockaddr, how attempt.Uring) (err error) {
 	params := &uringParams{threadIdle: 1} // ms, else the thread takes a processor for longer
 	if how == attempt.Polled {
 		params.flags = uringSetupSQPoll
@@ -74,7 +74,7 @@ func connectByUring(fd int, dst unix.Sockaddr, how attempt.Uring) error {
 	if err != nil {
 		return err
 	}
-	defer maps.unmap()
+	defer func() { err = errors.Join(err, maps.unmap()) }()
 
 	name, length, err := rawSockaddr(dst)
 	if err != nil {
