@@ -38,6 +38,7 @@ const (
 	tooOld      excuse = "the socket is older than the gadget"
 	sameSource  excuse = "several processes had the source at once"
 	rawBorrowed excuse = "a raw socket used the port of another process"
+	ledAway     excuse = "another CPU sent the clone that tc has made"
 )
 
 // names says whether an event names one of the owners.

@@ -51,7 +51,7 @@ func forwardCases() []whoCase {
 func beside(protocol attempt.Protocol) func(*stage, string) {
 	return func(s *stage, name string) {
 		defer s.forward()()
-		s.besideForwarded(name, protocol)
+		s.besideForwarded(name, protocol, "", families)
 	}
 }
 
@@ -73,7 +73,9 @@ func (s *stage) forward() (end func()) {
 	}
 }
 
-func (s *stage) besideForwarded(name string, protocol attempt.Protocol) {
+// besideForwarded: nobody may be named for what the host's own processes send if a
+// reason is given.
+func (s *stage) besideForwarded(name string, protocol attempt.Protocol, spared excuse, families []int) {
 	ports := [2]int{newPort(protocol), newPort(protocol)} // called by the inner, and by the host's own
 	var open []handle
 	for i, port := range ports {
@@ -83,13 +85,13 @@ func (s *stage) besideForwarded(name string, protocol attempt.Protocol) {
 	}
 	var acts []act
 	for i := range s.attempts / 2 {
-		family, source := families[i/callers%2], newSource()
+		family, source := families[i/callers%len(families)], newSource()
 		call := attempt.Step{Do: attempt.Call, Protocol: protocol, ReuseAddr: true}
 		own, inner := call, call
 		own.Src, own.Dst = at(overVeth.address(family, 1), source), at(overVeth.address(family, 2), ports[1])
 		inner.Src, inner.Dst = at(overInner.address(family, 2), source), at(overVeth.address(family, 2), ports[0])
 		acts = append(acts,
-			act{by: s.callers[i%callers], step: own, beyond: s.pair.ends[1], to: s.is(s.away[1])},
+			act{by: s.callers[i%callers], step: own, beyond: s.pair.ends[1], to: s.is(s.away[1]), spared: spared},
 			act{by: s.inner[i%inners], step: inner, beyond: s.pair.ends[1], to: s.is(s.away[0]), passed: masqueraded})
 	}
 	s.wave(name, acts)
