@@ -36,6 +36,31 @@ static __always_inline void set_found(struct found *found,
 }
 
 /*
+ * Whether what was found is the owner's still. A map that forgets what is oldest
+ * puts another entry in its place at once, also under somebody's eyes: then what
+ * was found is that one's, or part of each.
+ */
+static __always_inline bool is_still(const struct owner *owner,
+				     const struct found *found,
+				     const struct tuple *t)
+{
+	__u64 sk = found->sk;
+	struct entries *entries = bpf_map_lookup_elem(&sockets, &sk);
+	const struct tuple *local;
+
+	if (!entries || entries->since != found->since)
+		return false;
+	if (bpf_map_lookup_elem(&connections, &entries->connection) == owner)
+		local = &entries->connection;
+	else if (bpf_map_lookup_elem(&ports, &entries->port) == owner)
+		local = &entries->port.local;
+	else
+		return false;
+	return local->netns == t->netns && local->proto == t->proto &&
+	       local->local_port == t->local_port;
+}
+
+/*
  * A SYN that has waited, for a neighbour's address for example, can be sent
  * when another socket has got the ends of the one that it belongs to: its
  * sequence number tells them apart.
@@ -358,6 +383,7 @@ enum verdict {
 	UNBOOKED,
 	BOOKED,
 	DOUBTFUL, /* somebody who is not in the books may be meant */
+	GONE, /* it has just been forgotten */
 };
 
 static __always_inline enum verdict find_received(struct __sk_buff *skb,
@@ -381,7 +407,7 @@ static __always_inline enum verdict find_received(struct __sk_buff *skb,
 		return DOUBTFUL;
 	set_found(&report->found, owner);
 	report->found.has_ends = true;
-	return BOOKED;
+	return is_still(owner, &report->found, t) ? BOOKED : GONE;
 }
 
 /*
@@ -406,6 +432,8 @@ static __always_inline enum verdict find_sent(struct report *report)
 		return DOUBTFUL;
 	set_found(&report->found, raw ?: owner);
 	report->found.has_ends = !raw;
+	if (!raw && !is_still(owner, &report->found, &report->socket))
+		return GONE;
 	if (raw)
 		raw->closed = true;
 	return BOOKED;
@@ -463,6 +491,8 @@ __noinline int find_owner(struct __sk_buff *skb)
 					   find_received(skb, report);
 	if (verdict == UNBOOKED)
 		find_older(skb, report);
+	else if (verdict == GONE)
+		__builtin_memset(&report->found, 0, sizeof(report->found));
 	return 0;
 }
 #endif
