@@ -65,6 +65,7 @@ struct entry {
 	__u32 pid;
 	__u32 tid;
 	__u32 limited; /* to some CPUs, by somebody's wish */
+	__u64 switches; /* how often the thread has left a CPU so far */
 };
 
 static __always_inline bool is_told(struct task_struct *task, __u32 pid)
@@ -97,6 +98,8 @@ static __always_inline void tell_entry(void *ctx)
 		return;
 	entry.netns = BPF_CORE_READ(task, nsproxy, net_ns, ns.inum);
 	entry.limited = is_limited(task);
+	entry.switches =
+		BPF_CORE_READ(task, nvcsw) + BPF_CORE_READ(task, nivcsw);
 	if (entry.netns && !bpf_map_lookup_elem(&watched, &entry.netns))
 		bpf_perf_event_output(ctx, &entered, BPF_F_CURRENT_CPU, &entry,
 				      sizeof(entry));

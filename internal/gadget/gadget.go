@@ -185,7 +185,9 @@ func (r *run) end(ctx context.Context) (s Summary, err error) {
 	// What is lost is told with the next record that finds room: a sentinel.
 	s.ReaderLost = r.log.lost() - r.drain.refused.Load()
 	s.LeftOutBy = r.options.processFilters()
-	return s, errors.Join(err, r.tellFollowed(&s))
+	var lateErr error
+	s.Late, lateErr = r.taps.late()
+	return s, errors.Join(err, lateErr, r.tellFollowed(&s))
 }
 
 // tellFollowed adds what is known of those who are followed.

@@ -3,13 +3,10 @@
 package gadget
 
 import (
-	"cmp"
-	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
-	"time"
 
 	"github.com/cilium/ebpf"
 	containercollection "github.com/inspektor-gadget/inspektor-gadget/pkg/container-collection"
@@ -37,10 +34,6 @@ type entering struct {
 type namespaces struct {
 	tap      *tap.Tap
 	programs tapPrograms
-	watched  *ebpf.Map
-
-	stop  context.CancelFunc
-	ended chan error // of release
 }
 
 // noAttacher has IG attach the gadget to no namespace.
@@ -64,13 +57,12 @@ func newNamespaces(gadgetCtx operators.GadgetContext, files []string, whose whos
 			return n, err
 		}
 	}
-	n.watched = maps["watched"]
-	if n.programs, err = newTapPrograms(maps["events"], n.watched); err != nil {
+	if n.programs, err = newTapPrograms(maps["events"], maps["watched"]); err != nil {
 		return n, fmt.Errorf("preparing to watch network namespaces: %w", err)
 	}
 	n.tap, err = tap.Start(tap.Config{
-		Filter: n.programs.dispatch.FD(), Mark: n.programs.mark.FD(),
-		Entered: maps["entered"].FD(), Watched: n.watched.FD(),
+		Filter: n.programs.dispatch.FD(), Mark: n.programs.mark.FD(), Count: n.programs.count.FD(),
+		Entered: maps["entered"].FD(), Watched: maps["watched"].FD(),
 	})
 	if err != nil {
 		return n, err
@@ -82,13 +74,7 @@ func newNamespaces(gadgetCtx operators.GadgetContext, files []string, whose whos
 	if err = maps["entering"].Put(uint32(0), value); err != nil {
 		return n, fmt.Errorf("asking for the network namespaces that are entered: %w", err)
 	}
-	if err = n.attach(files, whose == everybodys); err != nil {
-		return n, err
-	}
-	ctx, stop := context.WithCancel(context.Background())
-	n.stop, n.ended = stop, make(chan error, 1)
-	go func() { n.ended <- n.release(ctx) }()
-	return n, nil
+	return n, n.attach(files, whose == everybodys)
 }
 
 func loadedMap(gadgetCtx operators.GadgetContext, name string) (*ebpf.Map, error) {
@@ -122,51 +108,12 @@ func (n *namespaces) attach(files []string, all bool) error {
 	return nil
 }
 
-// releaseEvery is how often namespaces are looked at that have perhaps come to
-// their end.
-const releaseEvery = time.Second
-
-// release detaches from namespaces that nobody else is in, or can get to: they
-// would stay, and their devices, for as long as the gadget is attached.
-func (n *namespaces) release(ctx context.Context) error {
-	again := time.NewTicker(releaseEvery)
-	defer again.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-again.C:
-		}
-		left, err := n.left()
-		if err != nil {
-			return err
-		}
-		for _, netns := range left {
-			if err := n.tap.Release(netns); err != nil {
-				return err
-			}
-		}
+// late is how many times a process was in a namespace before that was watched.
+func (n *namespaces) late() (uint64, error) {
+	if n == nil {
+		return 0, nil
 	}
-}
-
-// left are the namespaces that are there for the gadget's socket alone.
-func (n *namespaces) left() (left []uint32, err error) {
-	var netns uint32
-	var address uint64
-	entries := n.watched.Iterate()
-	for entries.Next(&netns, &address) {
-		users, err := n.programs.users(address)
-		if err != nil {
-			return nil, err
-		}
-		if users == 1 {
-			left = append(left, netns)
-		}
-	}
-	if err := entries.Err(); err != nil && !errors.Is(err, ebpf.ErrIterationAborted) {
-		return nil, fmt.Errorf("reading the network namespaces: %w", err)
-	}
-	return left, nil
+	return n.tap.Late()
 }
 
 func (n *namespaces) close() error {
@@ -174,12 +121,8 @@ func (n *namespaces) close() error {
 		return nil
 	}
 	var err error
-	if n.stop != nil {
-		n.stop()
-		err = <-n.ended
-	}
 	if n.tap != nil {
-		err = cmp.Or(err, n.tap.Close())
+		err = n.tap.Close()
 	}
 	return errors.Join(err, n.programs.close())
 }

@@ -35,6 +35,10 @@ type Summary struct {
 	// and theirs attempted is not reported.
 	Unfollowed uint64
 
+	// Late is how many times a process had gone on in a network namespace that it had
+	// just entered before that was watched: what it did meanwhile is not reported.
+	Late uint64
+
 	// TalkedTo are daemons that those who are followed have talked to on this host:
 	// paths of Unix sockets, and addresses. What these do for them is not reported.
 	TalkedTo []string
@@ -163,6 +167,10 @@ func (s Summary) Notes() (lines []string) {
 	if s.Unfollowed > 0 {
 		lines = append(lines, fmt.Sprintf("%s of the command could not be followed: too many at once; see --max-followed",
 			count(s.Unfollowed, "process", "processes")))
+	}
+	if s.Late > 0 {
+		lines = append(lines, fmt.Sprintf("%s in a network namespace before it was watched: what it did first there is not reported",
+			count(s.Late, "process went on", "processes went on")))
 	}
 	return lines
 }

@@ -18,7 +18,7 @@ type tapPrograms struct {
 	targets  *ebpf.Map     // of dispatch: the gadget's socket filter
 	dispatch *ebpf.Program // calls it: itself it is too long for a socket, see sk_filter_charge()
 	mark     *ebpf.Program // adds the namespace of its caller to those that are watched
-	count    *ebpf.Program // returns how many use the namespace at an address
+	count    *ebpf.Program // returns how many use one that is watched: see newCount
 }
 
 func newTapPrograms(events, watched *ebpf.Map) (p tapPrograms, err error) {
@@ -49,7 +49,7 @@ func newTapPrograms(events, watched *ebpf.Map) (p tapPrograms, err error) {
 	if p.mark, err = newMark(watched, k); err != nil {
 		return p, fmt.Errorf("loading the program that marks namespaces: %w", err)
 	}
-	p.count, err = newCount(k)
+	p.count, err = newCount(watched, k)
 	if err != nil {
 		return p, fmt.Errorf("loading the program that counts users: %w", err)
 	}
@@ -58,16 +58,6 @@ func newTapPrograms(events, watched *ebpf.Map) (p tapPrograms, err error) {
 
 func (p tapPrograms) close() error {
 	return errors.Join(p.targets.Close(), p.dispatch.Close(), p.mark.Close(), p.count.Close())
-}
-
-// users is how many use the namespace whose struct net is at an address: processes
-// (those that share an nsproxy are one), sockets, and who holds its file.
-func (p tapPrograms) users(address uint64) (uint32, error) {
-	users, err := p.count.Run(&ebpf.RunOptions{Context: address})
-	if err != nil {
-		return 0, fmt.Errorf("counting who uses a network namespace: %w", err)
-	}
-	return users, nil
 }
 
 // findFilter finds the gadget's socket filter among all programs: it uses the
@@ -227,17 +217,27 @@ func newMark(watched *ebpf.Map, l netNSLayout) (*ebpf.Program, error) {
 	return ebpf.NewProgram(&ebpf.ProgramSpec{Name: "mark", Type: ebpf.RawTracepoint, Instructions: program, License: "GPL"})
 }
 
-// newCount takes the address as what a tracepoint has as its first argument.
-func newCount(l netNSLayout) (*ebpf.Program, error) {
+// newCount takes an inode number as what a tracepoint has as its first argument, and
+// returns how many use that namespace: processes (those that share an nsproxy are
+// one), sockets, and who holds its file; 0 if it is not watched.
+func newCount(watched *ebpf.Map, l netNSLayout) (*ebpf.Program, error) {
+	const end = "end"
 	program := asm.Instructions{
 		asm.Mov.Imm(asm.R0, 0),
 		asm.StoreMem(asm.RFP, markPointer, asm.R0, asm.DWord),
 		asm.LoadMem(asm.R6, asm.R1, 0, asm.DWord),
+		asm.StoreMem(asm.RFP, markInode, asm.R6, asm.DWord),
+		asm.LoadMapPtr(asm.R1, watched.FD()),
+		asm.Mov.Reg(asm.R2, asm.RFP),
+		asm.Add.Imm(asm.R2, markInode),
+		asm.FnMapLookupElem.Call(),
+		asm.JEq.Imm(asm.R0, 0, end),
+		asm.LoadMem(asm.R6, asm.R0, 0, asm.DWord),
 	}
 	program = append(program, readKernel(markPointer, 4, asm.R6, l.users)...)
 	program = append(program,
 		asm.LoadMem(asm.R0, asm.RFP, markPointer, asm.Word),
-		asm.Return(),
+		asm.Return().WithSymbol(end),
 	)
 	return ebpf.NewProgram(&ebpf.ProgramSpec{Name: "count_users", Type: ebpf.RawTracepoint, Instructions: program, License: "GPL"})
 }

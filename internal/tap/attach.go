@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -19,8 +21,17 @@ type taps struct {
 	// user_cpus_ptr of struct task_struct.
 	limitsLast bool
 
-	mu      sync.Mutex
-	sockets map[uint32]int // by the namespace's inode number
+	late atomic.Uint64
+
+	// Of *tapSocket, by the namespace's inode number. A thread that waited for a
+	// lock would let the process go on: nobody holds one while it attaches.
+	sockets sync.Map
+}
+
+// tapSocket is attached to a namespace, or about to be.
+type tapSocket struct {
+	fd   int
+	done atomic.Bool // also when it has failed
 }
 
 func newTaps(c Config) (*taps, error) {
@@ -28,7 +39,7 @@ func newTaps(c Config) (*taps, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening this process's network namespace: %w", err)
 	}
-	return &taps{config: c, home: home, limitsLast: isSince(6, 2), sockets: map[uint32]int{}}, nil
+	return &taps{config: c, home: home, limitsLast: isSince(6, 2)}, nil
 }
 
 // isSince is whether the kernel is of a version or a later one.
@@ -44,34 +55,37 @@ func isSince(major, minor int) bool {
 	return has[0] > major || has[0] == major && has[1] >= minor
 }
 
-// attachFile attaches to the namespace that a file stands for. The calling
-// thread is locked to its goroutine.
-func (t *taps) attachFile(file string) error {
+// attachFile attaches to the namespace that a file stands for, if it is new. The
+// calling thread is locked to its goroutine.
+func (t *taps) attachFile(file string) (isNew bool, err error) {
 	fd, err := unix.Open(file, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer unix.Close(fd)
 	return t.attach(fd)
 }
 
-func (t *taps) attach(fd int) error {
+func (t *taps) attach(fd int) (isNew bool, err error) {
 	var stat unix.Stat_t
 	if err := unix.Fstat(fd, &stat); err != nil {
-		return err
+		return false, err
 	}
 	netns := uint32(stat.Ino)
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if _, ok := t.sockets[netns]; ok {
-		return nil
+	own := &tapSocket{}
+	if there, ok := t.sockets.LoadOrStore(netns, own); ok {
+		for there := there.(*tapSocket); !there.done.Load(); {
+			// Another CPU's thread is at it: it takes less than to sleep would.
+		}
+		return false, nil
 	}
 	socket, err := t.open(fd)
 	if err != nil {
-		return err
+		t.sockets.CompareAndDelete(netns, own)
 	}
-	t.sockets[netns] = socket
-	return nil
+	own.fd = socket
+	own.done.Store(true)
+	return true, err
 }
 
 // open opens a socket in a namespace. It is bound last: no packet comes to it that
@@ -96,37 +110,51 @@ func (t *taps) open(fd int) (socket int, err error) {
 	if err := unix.Bind(socket, &unix.SockaddrLinklayer{Protocol: everyProtocol}); err != nil {
 		return 0, fmt.Errorf("binding a packet socket: %w", err)
 	}
-	return socket, runProgram(t.config.Mark)
+	_, err = runProgram(t.config.Mark, 0)
+	return socket, err
 }
 
 // everyProtocol is ETH_P_ALL in network byte order.
 const everyProtocol = unix.ETH_P_ALL<<8 | unix.ETH_P_ALL>>8
 
-// release detaches from a namespace. The kernel's side tells of it again first:
-// nobody is there, and who comes is in another one.
-func (t *taps) release(netns uint32) error {
-	socket, err := t.forget(netns)
-	if err != nil || socket < 0 {
-		return err
+// releaseEvery is how often namespaces are looked at that have perhaps come to
+// their end.
+const releaseEvery = time.Second
+
+// releaseLeft detaches from namespaces that are there for this socket alone, as they
+// come to be: they would stay, and their devices, for as long as it is attached.
+//
+// It is here for the priority: while another process is in bpf(2), and has to make
+// way for somebody on a preemptible kernel, no kprobe's program runs on that CPU,
+// see bpf_disable_instrumentation().
+func (t *taps) releaseLeft() error {
+	for range time.Tick(releaseEvery) {
+		var err error
+		t.sockets.Range(func(netns, socket any) bool {
+			var users uint32
+			if users, err = runProgram(t.config.Count, uint64(netns.(uint32))); err == nil && users == 1 {
+				err = t.release(netns.(uint32), socket.(*tapSocket))
+			}
+			return err == nil
+		})
+		if err != nil {
+			return err
+		}
 	}
-	// The kernel waits until nobody uses the socket (packet_release()): no attach
-	// has to wait for that.
-	return unix.Close(socket)
+	return nil
 }
 
-// forget returns the socket of a namespace, -1 if there is none.
-func (t *taps) forget(netns uint32) (int, error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	socket, ok := t.sockets[netns]
-	if !ok {
-		return -1, nil
+// release detaches from a namespace. The kernel's side tells of it again first:
+// nobody is there, and who comes is in another one.
+func (t *taps) release(netns uint32, socket *tapSocket) error {
+	if !socket.done.Load() || !t.sockets.CompareAndDelete(netns, socket) {
+		return nil
 	}
 	if err := deleteKey(t.config.Watched, netns); err != nil && !errors.Is(err, unix.ENOENT) {
-		return -1, fmt.Errorf("forgetting a network namespace: %w", err)
+		return fmt.Errorf("forgetting a network namespace: %w", err)
 	}
-	delete(t.sockets, netns)
-	return socket, nil
+	// The kernel waits until nobody uses the socket, see packet_release().
+	return unix.Close(socket.fd)
 }
 
 // Commands of bpf(2), and their attributes as in union bpf_attr of
@@ -140,8 +168,14 @@ type bpfMapAttr struct {
 }
 
 type bpfRunAttr struct {
-	fd, retval uint32
-	_          [72]byte // input and output, which there is none of
+	fd, retval    uint32
+	_             [32]byte // packets, which there are none of
+	contextSize   uint32
+	_             uint32
+	context       uint64
+	_             uint64
+	flags, cpu, _ uint32
+	_             uint32
 }
 
 func bpf(command int, attr unsafe.Pointer, size uintptr) error {
@@ -163,11 +197,11 @@ func putValue(fd int, key, value uint32) error {
 	return bpf(unix.BPF_MAP_UPDATE_ELEM, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
 }
 
-// runProgram runs a program in the calling thread.
-func runProgram(fd int) error {
-	attr := bpfRunAttr{fd: uint32(fd)}
+// runProgram runs a program in the calling thread, and returns what it does.
+func runProgram(fd int, argument uint64) (uint32, error) {
+	attr := bpfRunAttr{fd: uint32(fd), contextSize: 8, context: uint64(uintptr(unsafe.Pointer(&argument)))}
 	if err := bpf(unix.BPF_PROG_TEST_RUN, unsafe.Pointer(&attr), unsafe.Sizeof(attr)); err != nil {
-		return fmt.Errorf("marking a network namespace: %w", err)
+		return 0, fmt.Errorf("running a program about a network namespace: %w", err)
 	}
-	return nil
+	return attr.retval, nil
 }

@@ -22,10 +22,10 @@ const argv0 = "netgadget: taps"
 
 // Requests and replies, a line each.
 const (
-	requestAttach  = "attach "
-	requestRelease = "release "
-	replyDone      = "done "
-	replyFailed    = "failed "
+	requestAttach = "attach "
+	requestLate   = "late"
+	replyDone     = "done "
+	replyFailed   = "failed "
 )
 
 // priority is among those of real time (1 to 99) where Linux has its own threads
@@ -47,7 +47,7 @@ func serve(requests io.Reader, replies io.Writer) error {
 	// It ends with who started it, and not before.
 	signal.Ignore(unix.SIGINT, unix.SIGQUIT, unix.SIGTERM, unix.SIGHUP)
 	debug.SetGCPercent(-1)
-	config := Config{Filter: 3, Entered: 4, Watched: 5, Mark: 6}
+	config := Config{Filter: 3, Entered: 4, Watched: 5, Mark: 6, Count: 7}
 	for _, fd := range config.list() {
 		unix.CloseOnExec(fd)
 	}
@@ -63,6 +63,7 @@ func serve(requests io.Reader, replies io.Writer) error {
 	}
 	fmt.Fprintln(replies, replyDone+reason(unprivileged))
 	go w.startLate()
+	go func() { w.ended <- taps.releaseLeft() }()
 
 	served := make(chan error, 1)
 	go func() { served <- answer(taps, requests, replies) }()
@@ -106,9 +107,11 @@ func answer(taps *taps, requests io.Reader, replies io.Writer) error {
 	runtime.LockOSThread()
 	lines := bufio.NewScanner(requests)
 	for lines.Scan() {
-		said := replyDone
-		if err := taps.answer(lines.Text()); err != nil {
+		said, err := taps.answer(lines.Text())
+		if err != nil {
 			said = replyFailed + err.Error()
+		} else {
+			said = replyDone + said
 		}
 		if _, err := fmt.Fprintln(replies, said); err != nil {
 			break // nobody is there any more
@@ -117,20 +120,17 @@ func answer(taps *taps, requests io.Reader, replies io.Writer) error {
 	return lines.Err()
 }
 
-func (t *taps) answer(request string) error {
+func (t *taps) answer(request string) (string, error) {
 	if quoted, ok := strings.CutPrefix(request, requestAttach); ok {
 		file, err := strconv.Unquote(quoted)
 		if err != nil {
-			return err
+			return "", err
 		}
-		return t.attachFile(file)
+		_, err = t.attachFile(file)
+		return "", err
 	}
-	if number, ok := strings.CutPrefix(request, requestRelease); ok {
-		netns, err := strconv.ParseUint(number, 10, 32)
-		if err != nil {
-			return err
-		}
-		return t.release(uint32(netns))
+	if request == requestLate {
+		return strconv.FormatUint(t.late.Load(), 10), nil
 	}
-	return errors.New("no such request: " + request)
+	return "", errors.New("no such request: " + request)
 }

@@ -31,12 +31,15 @@ type Config struct {
 	Entered int // the map of rings that the kernel's side writes to
 	Watched int // the map of namespaces that are watched
 	Mark    int // the program that adds the namespace of its caller to them
+	Count   int // the program that returns how many use one, by its inode number
 }
 
 // descriptors are the configuration's in the other process, from 3 on.
-const descriptors = 4
+const descriptors = 5
 
-func (c Config) list() [descriptors]int { return [...]int{c.Filter, c.Entered, c.Watched, c.Mark} }
+func (c Config) list() [descriptors]int {
+	return [...]int{c.Filter, c.Entered, c.Watched, c.Mark, c.Count}
+}
 
 // Tap is what attaches.
 type Tap struct {
@@ -95,12 +98,18 @@ func (t *Tap) PID() int { return t.cmd.Process.Pid }
 
 // Attach attaches to the namespace that a file stands for, unless it has already.
 func (t *Tap) Attach(file string) error {
-	return t.ask(requestAttach + strconv.Quote(file))
+	_, err := t.ask(requestAttach + strconv.Quote(file))
+	return err
 }
 
-// Release detaches from a namespace, by its inode number.
-func (t *Tap) Release(netns uint32) error {
-	return t.ask(requestRelease + strconv.FormatUint(uint64(netns), 10))
+// Late is how many times a process had gone on in a network namespace that it had
+// entered, or had ended, before that was attached to.
+func (t *Tap) Late() (uint64, error) {
+	said, err := t.ask(requestLate)
+	if err != nil {
+		return 0, err
+	}
+	return strconv.ParseUint(said, 10, 64)
 }
 
 // Close detaches from all.
@@ -112,14 +121,13 @@ func (t *Tap) Close() error {
 	return nil
 }
 
-func (t *Tap) ask(request string) error {
+func (t *Tap) ask(request string) (string, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if _, err := fmt.Fprintln(t.requests, request); err != nil {
-		return fmt.Errorf("what watches network namespaces has ended: %w", err)
+		return "", fmt.Errorf("what watches network namespaces has ended: %w", err)
 	}
-	_, err := t.reply()
-	return err
+	return t.reply()
 }
 
 func (t *Tap) reply() (string, error) {

@@ -131,7 +131,8 @@ func (w *watchers) watch(cpu int, ready chan<- error) {
 // entry is struct entry of ebpf/enter.h.
 type entry struct {
 	netns, pid, tid uint32
-	limited         bool // to some CPUs, by somebody's wish
+	limited         bool   // to some CPUs, by somebody's wish
+	switches        uint64 // how often the thread has left a CPU so far
 }
 
 // enter attaches to where a thread is. Who has ended meanwhile needs it no more.
@@ -147,8 +148,11 @@ func (t *taps) enter(e entry, cpu int) {
 	name = strconv.AppendUint(name, uint64(e.pid), 10)
 	name = append(name, "/task/"...)
 	name = strconv.AppendUint(name, uint64(e.tid), 10)
-	name = append(name, "/ns/net"...)
-	_ = t.attachFile(string(name))
+	thread := len(name)
+	isNew, err := t.attachFile(string(append(name, "/ns/net"...)))
+	if err != nil || isNew && hasGoneOn(string(append(name[:thread], "/status"...)), e.switches) {
+		t.late.Add(1)
+	}
 
 	if held {
 		if t.limitsLast && !e.limited { // what it has is no wish, and must not become one
@@ -156,6 +160,26 @@ func (t *taps) enter(e entry, cpu int) {
 		}
 		_ = unix.SchedSetaffinity(tid, &before)
 	}
+}
+
+// hasGoneOn is whether a thread has done more, since it had left CPUs so many times,
+// than to make way for the thread that asks.
+func hasGoneOn(status string, switches uint64) bool {
+	text, err := os.ReadFile(status)
+	if err != nil {
+		return true // it has ended
+	}
+	var now uint64
+	for line := range strings.Lines(string(text)) {
+		if name, number, _ := strings.Cut(line, ":"); strings.HasSuffix(name, "voluntary_ctxt_switches") {
+			n, err := strconv.ParseUint(strings.TrimSpace(number), 10, 64)
+			if err != nil {
+				return true
+			}
+			now += n
+		}
+	}
+	return now > switches+1
 }
 
 func onlyCPU(cpu int) *unix.CPUSet {
@@ -231,10 +255,11 @@ func (r *ring) each(f func(entry)) {
 		header := r.at(tail, 8)
 		size := uint64(binary.NativeEndian.Uint16(header[6:]))
 		if binary.NativeEndian.Uint32(header) == unix.PERF_RECORD_SAMPLE {
-			b := r.at(tail+12, 16)
+			b := r.at(tail+12, 24)
 			f(entry{
 				netns: binary.NativeEndian.Uint32(b), pid: binary.NativeEndian.Uint32(b[4:]),
 				tid: binary.NativeEndian.Uint32(b[8:]), limited: binary.NativeEndian.Uint32(b[12:]) != 0,
+				switches: binary.NativeEndian.Uint64(b[16:]),
 			})
 		}
 		tail += size

@@ -81,7 +81,29 @@ func TestACommandIsFollowed(t *testing.T) {
 		wanted = append(wanted, seenOf{string(s.Protocol), s.Dst, true, s.PID, cmp.Or(s.NetNS, host.inode)})
 	}
 	t.Logf("%d attempts, %d ways, %d tries each: %s", len(made), len(asked.Names), *tries, summary)
+	wanted = withoutLate(t, events, wanted, host.inode, summary.Late)
 	compareSeen(t, events, wanted, func(s seenOf) string { return way[s.dst] })
+}
+
+// withoutLate leaves out attempts that were not seen in namespaces other than the
+// host's, if the summary tells of as many processes that went on before theirs was
+// watched. An emulated machine takes so long for that that another CPU can take over
+// the process meanwhile.
+func withoutLate(t *testing.T, events, wanted []seenOf, host uint32, late uint64) []seenOf {
+	t.Helper()
+	unseen := map[uint32]bool{} // processes
+	kept := slices.DeleteFunc(slices.Clone(wanted), func(w seenOf) bool {
+		gone := w.netNS != host && !slices.Contains(events, w)
+		if gone {
+			unseen[w.pid] = true
+		}
+		return gone
+	})
+	t.Logf("%d processes went on before their namespace was watched, of %d something is missing", late, len(unseen))
+	if uint64(len(unseen)) > late {
+		return wanted
+	}
+	return kept
 }
 
 // TestACommandIsFollowedFromItsFirstInstruction runs one that forks first of all.
