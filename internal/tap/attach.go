@@ -16,7 +16,8 @@ import (
 // taps are the sockets that the filter is attached to.
 type taps struct {
 	config Config
-	home   int // this process's own namespace
+	home   int    // this process's own namespace
+	first  uint32 // process 1's
 	// limitsLast: the kernel remembers the CPUs that a thread was limited to, see
 	// user_cpus_ptr of struct task_struct.
 	limitsLast bool
@@ -39,7 +40,11 @@ func newTaps(c Config) (*taps, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening this process's network namespace: %w", err)
 	}
-	return &taps{config: c, home: home, limitsLast: isSince(6, 2)}, nil
+	var first unix.Stat_t
+	if err := unix.Stat("/proc/1/ns/net", &first); err != nil {
+		return nil, fmt.Errorf("finding the first network namespace: %w", err)
+	}
+	return &taps{config: c, home: home, first: uint32(first.Ino), limitsLast: isSince(6, 2)}, nil
 }
 
 // isSince is whether the kernel is of a version or a later one.
@@ -124,6 +129,9 @@ const releaseEvery = time.Second
 // releaseLeft detaches from namespaces that are there for this socket alone, as they
 // come to be: they would stay, and their devices, for as long as it is attached.
 //
+// The first namespace never does: nor does Linux 6.19 count who uses it, see
+// is_ns_init_id().
+//
 // It is here for the priority: while another process is in bpf(2), and has to make
 // way for somebody on a preemptible kernel, no kprobe's program runs on that CPU,
 // see bpf_disable_instrumentation().
@@ -131,6 +139,9 @@ func (t *taps) releaseLeft() error {
 	for range time.Tick(releaseEvery) {
 		var err error
 		t.sockets.Range(func(netns, socket any) bool {
+			if netns == t.first {
+				return true
+			}
 			var users uint32
 			if users, err = runProgram(t.config.Count, uint64(netns.(uint32))); err == nil && users == 1 {
 				err = t.release(netns.(uint32), socket.(*tapSocket))
