@@ -136,12 +136,19 @@ REPORT := go run ./test/report
 TEST_HOOKS := $(GO_TEST) -tags hooks -run TestSystemCalls \
 	-exec '$(if $(SUDO),sudo )$(CURDIR)/test/in-vm' ./test/unit
 
+# The name of one e2e test, which is then run with all that it logs. E2E_FLAGS are
+# the tests' own. The matrices run long.
+RUN ?=
+E2E_FLAGS ?=
+LONG := -attempts 10000 -packets 100000 -processes 20000
+
 .PHONY: test
 test: build $(BUILD)/boot ## pass all tests
 	@$(ASK_ROOT) "the tests load eBPF programs"
 	@{ status=0; $(GO_TEST) $(PACKAGES) || status=$$?; \
 	$(TEST_HOOKS) || status=$$?; \
-	$(GO_TEST) -p 1 -timeout 60m $(AS_ROOT) ./test/unit ./test/image ./test/e2e || status=$$?; \
+	$(GO_TEST) -p 1 $(AS_ROOT) ./test/unit ./test/image || status=$$?; \
+	$(GO_TEST) -timeout 60m $(AS_ROOT) ./test/e2e $(E2E_FLAGS) || status=$$?; \
 	exit $$status; } | $(REPORT)
 
 .PHONY: test-unit
@@ -159,11 +166,6 @@ test-hooks: build $(BUILD)/boot ## pass the test of what system calls leave in t
 test-image: build ## pass the tests of the image: digest, metadata, registry, errors, a run
 	@$(ASK_ROOT) "ig keeps images in /var/lib/ig"
 	@$(GO_TEST) $(AS_ROOT) ./test/image | $(REPORT)
-
-# The name of one e2e test, which is then run with all that it logs. E2E_FLAGS are
-# the tests' own: "-attempts 3000 -packets 20000" makes a quick run.
-RUN ?=
-E2E_FLAGS ?=
 
 .PHONY: test-e2e
 test-e2e: build ## pass the tests with real traffic, in a VM where this machine cannot (RUN=TestWho: one, and its numbers)
@@ -184,7 +186,7 @@ who-by-port: build ## score who for comparison: by the local port alone, as ig's
 	rm -rf $(BUILD)/by-port; mkdir $(BUILD)/by-port; tar -xf $(BUILD)/by-port.tar -C $(BUILD)/by-port; \
 	sed -i 's/network-by-port:latest/network:latest/' $(BUILD)/by-port/index.json; \
 	tar -cf $(BUILD)/by-port.tar -C $(BUILD)/by-port .
-	@IMAGE_FILE=$(BUILD)/by-port.tar $(MAKE) --no-print-directory test-e2e RUN=TestWho E2E_FLAGS=-compared
+	@IMAGE_FILE=$(BUILD)/by-port.tar $(MAKE) --no-print-directory test-e2e RUN=TestWho E2E_FLAGS="-compared $(LONG)"
 
 # Names of kernels (see build/boot --help); none: all of them. TABLE=docs/evidence.md
 # writes the table of all of them there, when they are green.
@@ -197,7 +199,7 @@ FOREIGN = $(filter-out $(shell go env GOARCH),$(if $(KERNELS),$(sort \
 .PHONY: test-kernels
 test-kernels: build $(foreach arch,$(FOREIGN),$(BUILD)/$(arch)/ig $(BUILD)/$(arch)/netgadget) ## pass the e2e tests under each KERNELS (5.10, newest-arm64, ...), for a table
 	@$(if $(FOREIGN),test/install-packages packages-foreign.txt)
-	@IG='$(IG)' go run ./test/kernels $(if $(TABLE),-readme $(TABLE)) -flags '$(E2E_FLAGS)' $(KERNELS)
+	@IG='$(IG)' go run ./test/kernels $(if $(TABLE),-readme $(TABLE)) -flags '$(LONG) $(E2E_FLAGS)' $(KERNELS)
 
 # Rows may come from several runs, with one SOURCE_DATE_EPOCH: the same image.
 .PHONY: kernels-table

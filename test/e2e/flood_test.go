@@ -20,8 +20,8 @@ import (
 )
 
 var (
-	floodPackets   = flag.Int("packets", 100_000, "how many packets TestFlood sends in a flood")
-	stormProcesses = flag.Int("processes", 20_000, "how many processes TestFlood makes in a storm")
+	floodPackets   = flag.Int("packets", 20_000, "how many packets TestFlood sends in a flood")
+	stormProcesses = flag.Int("processes", 5_000, "how many processes TestFlood makes in a storm")
 )
 
 const (

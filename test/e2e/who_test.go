@@ -14,7 +14,7 @@ import (
 )
 
 var (
-	wantedAttempts = flag.Int("attempts", 10_000, "how many attempts TestWho makes, at least")
+	wantedAttempts = flag.Int("attempts", 3_000, "how many attempts TestWho makes, at least")
 	wantedCases    = flag.String("cases", "", "a regular expression; TestWho plays the cases of such names alone")
 	compared       = flag.Bool("compared", false, "TestWho scores another program for comparison, and lets pass what that one does")
 )
