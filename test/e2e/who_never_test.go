@@ -185,10 +185,13 @@ func caged(programs map[ebpf.AttachType]ebpf.ProgramType) func(*stage) (*agent, 
 	}
 }
 
+var cgroups int // so far
+
 // newCgroup goes with the test, after who is in it.
 func newCgroup(t *testing.T) string {
 	t.Helper()
-	dir := fmt.Sprintf("/sys/fs/cgroup/e2e-%d", os.Getpid())
+	cgroups++
+	dir := fmt.Sprintf("/sys/fs/cgroup/e2e-%d-%d", os.Getpid(), cgroups)
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
