@@ -79,8 +79,9 @@ func (t *taps) attach(fd int) (isNew bool, err error) {
 	netns := uint32(stat.Ino)
 	own := &tapSocket{}
 	if there, ok := t.sockets.LoadOrStore(netns, own); ok {
+		// Another CPU's thread is at it, and will soon be done.
 		for there := there.(*tapSocket); !there.done.Load(); {
-			// Another CPU's thread is at it: it takes less than to sleep would.
+			_, _, _ = unix.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0)
 		}
 		return false, nil
 	}
