@@ -102,10 +102,11 @@ func (f *runFlags) conclude(summary gadget.Summary, err error) error {
 	if unknown := summary.Unknown(); unknown != "" {
 		fmt.Fprintln(os.Stderr, "netgadget:", unknown)
 	}
-	fmt.Fprintln(os.Stderr, "netgadget:", summary)
+	last := summary.String()
 	if beyond := summary.Beyond(); beyond != "" {
-		fmt.Fprintln(os.Stderr, "netgadget:", beyond)
+		last += "; " + beyond
 	}
+	fmt.Fprintln(os.Stderr, "netgadget:", last)
 	if f.strict {
 		return summary.Err()
 	}
