@@ -130,8 +130,8 @@ const releaseEvery = time.Second
 // releaseLeft detaches from namespaces that are there for this socket alone, as they
 // come to be: they would stay, and their devices, for as long as it is attached.
 //
-// The first namespace never does: nor does Linux 6.19 count who uses it, see
-// is_ns_init_id().
+// The first namespace never does, and new kernels do not count who uses it: under
+// Linux 7.3 it looked as if nobody were there.
 //
 // It is here for the priority: while another process is in bpf(2), and has to make
 // way for somebody on a preemptible kernel, no kprobe's program runs on that CPU,
