@@ -137,7 +137,7 @@ TEST_HOOKS := $(GO_TEST) -tags hooks -run TestSystemCalls \
 	-exec '$(if $(SUDO),sudo )$(CURDIR)/test/in-vm' ./test/unit
 
 # The name of one e2e test, which is then run with all that it logs. E2E_FLAGS are
-# the tests' own. The matrices run long.
+# the tests' own. One test, and the matrices, are for numbers: they run long.
 RUN ?=
 E2E_FLAGS ?=
 LONG := -attempts 10000 -packets 100000 -processes 20000
@@ -147,7 +147,7 @@ test: build $(BUILD)/boot ## pass all tests
 	@$(ASK_ROOT) "the tests load eBPF programs"
 	@{ status=0; $(GO_TEST) $(PACKAGES) || status=$$?; \
 	$(TEST_HOOKS) || status=$$?; \
-	$(GO_TEST) -p 1 $(AS_ROOT) ./test/unit ./test/image || status=$$?; \
+	$(GO_TEST) -p 1 -timeout 60m $(AS_ROOT) ./test/unit ./test/image || status=$$?; \
 	$(GO_TEST) -timeout 60m $(AS_ROOT) ./test/e2e $(E2E_FLAGS) || status=$$?; \
 	exit $$status; } | $(REPORT)
 
@@ -173,7 +173,7 @@ test-e2e: build ## pass the tests with real traffic, in a VM where this machine 
 ifeq ($(RUN),)
 	@$(GO_TEST) -timeout 60m $(AS_ROOT) ./test/e2e $(E2E_FLAGS) | $(REPORT)
 else
-	@$(filter-out -json,$(GO_TEST)) -timeout 60m -v -run '^$(RUN)$$' $(AS_ROOT) ./test/e2e $(E2E_FLAGS)
+	@$(filter-out -json,$(GO_TEST)) -timeout 60m -v -run '^$(RUN)$$' $(AS_ROOT) ./test/e2e $(LONG) $(E2E_FLAGS)
 endif
 
 .PHONY: who-by-port
@@ -186,7 +186,7 @@ who-by-port: build ## score who for comparison: by the local port alone, as ig's
 	rm -rf $(BUILD)/by-port; mkdir $(BUILD)/by-port; tar -xf $(BUILD)/by-port.tar -C $(BUILD)/by-port; \
 	sed -i 's/network-by-port:latest/network:latest/' $(BUILD)/by-port/index.json; \
 	tar -cf $(BUILD)/by-port.tar -C $(BUILD)/by-port .
-	@IMAGE_FILE=$(BUILD)/by-port.tar $(MAKE) --no-print-directory test-e2e RUN=TestWho E2E_FLAGS="-compared $(LONG)"
+	@IMAGE_FILE=$(BUILD)/by-port.tar $(MAKE) --no-print-directory test-e2e RUN=TestWho E2E_FLAGS=-compared
 
 # Names of kernels (see build/boot --help); none: all of them. TABLE=docs/evidence.md
 # writes the table of all of them there, when they are green.
