@@ -317,7 +317,7 @@ func (r *run) preStart(gadgetCtx operators.GadgetContext) error {
 	if r.files != nil {
 		return nil
 	}
-	r.failed = watchNetNSOf(gadgetCtx, r.options.NetNSOf...)
+	r.failed = watchNetNSOf(gadgetCtx, r.options.NetNSOf)
 	return nil
 }
 

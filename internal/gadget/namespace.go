@@ -17,13 +17,16 @@ const attacherVar = "ebpfInstance"
 
 // watchNetNSOf attaches the gadget to the network namespaces of processes, the
 // way in which IG attaches it to a container's.
-func watchNetNSOf(gadgetCtx operators.GadgetContext, pids ...int) error {
+func watchNetNSOf(gadgetCtx operators.GadgetContext, pids []int) error {
+	if len(pids) == 0 {
+		return nil
+	}
+	instance, _ := gadgetCtx.GetVar(attacherVar)
+	attacher, ok := instance.(localmanager.Attacher)
+	if !ok {
+		return errors.New("this version of Inspektor Gadget cannot watch a network namespace of choice")
+	}
 	for _, pid := range pids {
-		instance, _ := gadgetCtx.GetVar(attacherVar)
-		attacher, ok := instance.(localmanager.Attacher)
-		if !ok {
-			return errors.New("this version of Inspektor Gadget cannot watch a network namespace of choice")
-		}
 		process := &containercollection.Container{
 			Runtime: containercollection.RuntimeMetadata{
 				BasicRuntimeMetadata: types.BasicRuntimeMetadata{
