@@ -48,6 +48,10 @@ func TestAnImageRunsByEveryNameForIt(t *testing.T) {
 	}
 }
 
+// nearRing is how many datagrams, each sent and received, a ring holds the events of,
+// and little more: some 880 of 300 bytes.
+const nearRing = 400
+
 // TestNoEventIsMissingOrExtraWhenARunEndsAtOnce fills the rings from all CPUs,
 // but does not overflow them, and ends.
 func TestNoEventIsMissingOrExtraWhenARunEndsAtOnce(t *testing.T) {
@@ -56,7 +60,7 @@ func TestNoEventIsMissingOrExtraWhenARunEndsAtOnce(t *testing.T) {
 		var truth []want
 		o := gadget.Options{NetNSOf: a.netNSOf(), Params: map[string]string{"rate-limit": "0"}}
 		events := watch(t, o, func() {
-			truth = a.make(t, []call{datagrams(500)})
+			truth = a.make(t, []call{datagrams(nearRing)})
 		})
 		compare(t, events, truth)
 	}
