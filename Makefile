@@ -176,17 +176,11 @@ else
 	@$(filter-out -json,$(GO_TEST)) -timeout 60m -v -run '^$(RUN)$$' $(AS_ROOT) ./test/e2e $(LONG) $(E2E_FLAGS)
 endif
 
-.PHONY: who-by-port
-who-by-port: build ## score who for comparison: by the local port alone, as ig's own gadgets look it up
-	@$(ASK_ROOT) "ig keeps images in /var/lib/ig"
-	@SUDO='$(SUDO)' IG='$(IG)' IG_VERSION='$(IG_VERSION)' INCLUDE='$(INCLUDE)' DEFINE=WHO_BY_PORT \
-		test/build-image local network-by-port:latest $(CURDIR)
-	@$(SUDO) $(IG) image export network-by-port:latest $(BUILD)/by-port.tar >/dev/null
-	@$(if $(SUDO),$(SUDO) chown "$$(id -u):$$(id -g)" $(BUILD)/by-port.tar;) \
-	rm -rf $(BUILD)/by-port; mkdir $(BUILD)/by-port; tar -xf $(BUILD)/by-port.tar -C $(BUILD)/by-port; \
-	sed -i 's/network-by-port:latest/network:latest/' $(BUILD)/by-port/index.json; \
-	tar -cf $(BUILD)/by-port.tar -C $(BUILD)/by-port .
-	@IMAGE_FILE=$(BUILD)/by-port.tar $(MAKE) --no-print-directory test-e2e RUN=TestWho E2E_FLAGS=-compared
+PROGRAMS ?=
+.PHONY: test-programs
+test-programs: build ## have real servers be called, before the gadget and after, in a VM (PROGRAMS=REGEX, E2E_KERNEL=6.12)
+	@$(ASK_ROOT) "mmdebstrap makes a root file system"
+	@E2E_KERNEL=$${E2E_KERNEL:-6.12} $(filter-out -json,$(GO_TEST)) -timeout 40m -v $(AS_ROOT) ./test/programs $(if $(PROGRAMS),-programs '$(PROGRAMS)')
 
 # Names of kernels (see build/boot --help); none: all of them. TABLE=docs/evidence.md
 # writes the table of all of them there, when they are green.

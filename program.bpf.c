@@ -20,14 +20,35 @@
 #include "ebpf/report.h"
 #include "ebpf/conntrack.h"
 #include "ebpf/once.h"
+#include "ebpf/holders.h"
 #include "ebpf/books.h"
 #include "ebpf/raw.h"
 #include "ebpf/owner.h"
-#include "ebpf/forwarded.h"
 #include "ebpf/deliver.h"
+#include "ebpf/arrivals.h"
+#include "ebpf/forwarded.h"
 #include "ebpf/unseen.h"
 #include "ebpf/enter.h"
 #include "ebpf/talked.h"
+
+/* Verified once, as they are not static. */
+__noinline int report_packet(struct __sk_buff *skb)
+{
+	struct workspace *space = get_workspace(IN_PACKET);
+
+	if (!space || (space->report.forwarded && !forwarded))
+		return false;
+	return report_attempt(skb, space, false);
+}
+
+__noinline int await(struct __sk_buff *skb)
+{
+	struct workspace *space = get_workspace(IN_PACKET);
+
+	if (!space || !may_wait(skb, &space->report))
+		return false;
+	return await_answer(skb, &space->report);
+}
 
 SEC("socket1")
 int network(struct __sk_buff *skb)
@@ -35,6 +56,8 @@ int network(struct __sk_buff *skb)
 	struct attempt attempt = {};
 	struct workspace *space;
 	struct report *report;
+	bool wanted, sent;
+	int settled;
 
 	if (!read_attempt(skb, &attempt))
 		return 0;
@@ -47,24 +70,32 @@ int network(struct __sk_buff *skb)
 	if (attempt.egress)
 		untranslate(skb);
 	if (!wants_device(skb->ifindex)) {
-		find_owner(skb); /* it was seen */
+		if (attempt.egress)
+			find_owner(skb); /* it was seen */
 		return 0;
 	}
-	if (goes_on(report) || !wants_direction(attempt.egress) ||
-	    !wants_called_port(report) || is_forwarded(skb, report) ||
-	    is_copy(skb, report))
+	if (can_go_on(report) && goes_on(skb))
+		return 0;
+	wanted = wants_direction(attempt.egress) && wants_called_port(report);
+	if (!wanted && !(attempt.egress && skb->ingress_ifindex))
+		return 0;
+	if (is_forwarded(skb) || !wanted || is_copy(skb))
 		return 0;
 
 	if (!report->found.known && !report->forwarded)
 		find_owner(skb);
 	if (report->found.is_reported)
 		return 0;
-	if (wants_found(&report->found))
-		deliver_packet(skb, space);
-	else if (follow && report->found.known && !report->found.followed)
-		note_served(report);
-	else if (!report->found.known)
-		count_left_out(attempt.egress);
+	sent = (attempt.egress || !await(skb)) && report_packet(skb);
+	for (int i = 0; i < SETTLED_BY_PACKET; i++) {
+		settled = settle_from_packet(skb);
+		if (settled == NOT_SETTLED)
+			break;
+		sent |= settled == SETTLED_BY_EVENT;
+	}
+	for (int i = 0; sent && i < SENT_BY_PACKET; i++)
+		if (!send_unsent_from_packet(skb))
+			break;
 	return 0;
 }
 
@@ -76,14 +107,16 @@ int network(struct __sk_buff *skb)
 SEC("kprobe/process_timeout")
 int BPF_KPROBE(network_timeout)
 {
-	tick(ctx);
+	settle_by_clock(ctx);
+	send_by_clock(ctx);
 	return 0;
 }
 
 SEC("kprobe/vmstat_shepherd")
 int BPF_KPROBE(network_shepherd)
 {
-	tick(ctx);
+	settle_by_clock(ctx);
+	send_by_clock(ctx);
 	return 0;
 }
 
@@ -193,31 +226,46 @@ int BPF_KPROBE(network_packet, struct socket *socket, struct msghdr *msg)
 	return 0;
 }
 
-/* A listener may get its port by the call: then it is booked at its return. */
+/* Who listens, and who accepts. */
 SEC("kprobe/inet_csk_listen_start")
 int BPF_KPROBE(network_listen, struct sock *sk)
 {
-	book_port(sk, IPPROTO_TCP);
-	enter(CALL_LISTEN, sk);
+	book_listener(sk);
 	return 0;
 }
 
-SEC("kretprobe/inet_csk_listen_start")
-int BPF_KRETPROBE(network_listen_return, int result)
+SEC("kprobe/inet_csk_accept")
+int BPF_KPROBE(network_accept, struct sock *sk)
 {
-	struct sock *sk = leave(CALL_LISTEN);
-
-	if (sk && !result)
-		book_port(sk, IPPROTO_TCP);
-	else if (sk)
-		close_port(sk); /* another one listens there */
+	book_server(sk);
 	return 0;
 }
 
-SEC("kprobe/inet_csk_listen_stop")
-int BPF_KPROBE(network_listen_stop, struct sock *sk)
+/* The kernel's answer: which listener has got a SYN. */
+SEC("kprobe/tcp_conn_request")
+int BPF_KPROBE(network_conn_request, void *ops, void *af_ops, struct sock *sk,
+	       struct sk_buff *skb)
 {
-	close_port(sk);
+	answer(ctx, sk, skb);
+	return 0;
+}
+
+/* Nobody reads rows: there are none. */
+struct older_socket {
+	__u32 none;
+};
+
+GADGET_ITER(older_sockets, older_socket, network_older);
+
+/* Once, when all hooks are attached: what is older than they are. */
+SEC("iter/task_file")
+int network_older(struct bpf_iter__task_file *ctx)
+{
+	struct task_struct *task = ctx->task;
+	struct file *file = ctx->file;
+
+	if (task && file)
+		book_older(file, task, ctx->fd);
 	return 0;
 }
 
@@ -235,7 +283,7 @@ int BPF_KRETPROBE(network_get_port_return, int result)
 	struct sock *sk = leave(CALL_GET_PORT);
 
 	if (sk && !result)
-		book_port(sk, IPPROTO_UDP);
+		book_port(sk);
 	return 0;
 }
 
@@ -307,8 +355,11 @@ int network_fork(struct bpf_raw_tracepoint_args *ctx)
 SEC("raw_tracepoint/sched_process_exit")
 int network_exit(struct bpf_raw_tracepoint_args *ctx)
 {
+	struct task_struct *task = (void *)ctx->args[0];
+
+	leave_heirs(task);
 	if (follow)
-		unfollow((void *)ctx->args[0]);
+		unfollow(task);
 	return 0;
 }
 

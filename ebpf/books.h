@@ -3,9 +3,9 @@
 #define NETWORK_BOOKS_H
 
 /*
- * The books: which process made which connection, and opened which port.
+ * The books: which process made which connection, and opened which port of UDP.
  * Written in the context of the process, before the first packet can be on
- * its way; read by the socket filter.
+ * its way, or when the gadget starts; read by the socket filter.
  *
  * An entry is live until its socket gives up the port. It stays, as closed,
  * when a packet that the socket has sent is waiting, for a neighbour's address
@@ -18,10 +18,10 @@
 
 #define GADGET_TYPE_NETWORKING
 #include <gadget/macros.h>
-#include <gadget/sockets-map.h>
 
 #include "family.h"
 #include "follow.h"
+#include "holders.h"
 #include "paths.h"
 #include "process.h"
 #include "socket.h"
@@ -48,6 +48,9 @@ enum progress {
 struct owner {
 	__u64 sk;
 	__u64 since; /* of the socket's page */
+	__u64 number; /* of a port: see socket_number() */
+	struct holder
+		holder; /* of a port: others can serve it; else all zero */
 	__u64 started; /* the process, ns since the boot */
 	__u64 called; /* TCP: when it was told to connect, ns since the boot */
 	struct gadget_process proc;
@@ -60,7 +63,6 @@ struct owner {
 	bool followed; /* the process: see follow.h */
 	bool connected; /* takes datagrams of its peer only */
 	bool closed;
-	bool doubtful; /* others, which are not in the books, may be meant */
 	bool crowded; /* there was no slot for another one, of another kind */
 };
 
@@ -144,7 +146,7 @@ static __always_inline void end_progress(struct owner *owner, __u8 progress)
 	owner->progress = progress;
 }
 
-/* By the local end: TCP listeners and UDP sockets. */
+/* By the local end: UDP sockets. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 8192);
@@ -256,34 +258,10 @@ static __always_inline bool has_left(const struct owner *owner, __u16 port)
 	       num != port;
 }
 
-/*
- * Whether IG knows a socket on the port that is not in the books, and so is
- * older than the gadget. It knows one of a port: there may be more.
- */
-static __always_inline bool has_older(const struct tuple *local, __u16 family,
-				      __u64 sk)
+/* A task's process as the owner of a socket; false: it has none. */
+static __always_inline bool set_owner(struct owner *owner, struct sock *sk,
+				      struct task_struct *task)
 {
-	struct gadget_socket_value *socket;
-	struct gadget_socket_key key;
-	__u64 older;
-
-	__builtin_memset(&key, 0, sizeof(key)); /* its padding too */
-	key.netns = local->netns;
-	key.family = family;
-	key.proto = local->proto;
-	key.port = local->local_port;
-	socket = bpf_map_lookup_elem(&gadget_sockets, &key);
-	if (!socket || socket->deletion_timestamp)
-		return false;
-	older = socket->sock;
-	return older != sk && !bpf_map_lookup_elem(&sockets, &older);
-}
-
-/* The current process as the owner of a socket; false: it has none. */
-static __always_inline bool set_owner(struct owner *owner, struct sock *sk)
-{
-	struct task_struct *task = (void *)bpf_get_current_task();
-
 	if (is_kernel_thread(task))
 		return false;
 
@@ -293,54 +271,73 @@ static __always_inline bool set_owner(struct owner *owner, struct sock *sk)
 	owner->started = started_at(task);
 	owner->family = find_family(task);
 	owner->followed = is_followed(task);
-	read_process(&owner->proc, owner->thread);
+	read_process(&owner->proc, owner->thread, task);
 	return true;
 }
 
-/* Books a socket that is about to talk to one peer. */
+/* Too large for the stack; this CPU's: hooks do not interrupt each other. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct owner);
+} new_owners SEC(".maps");
+
+/* All zero. Of hooks alone: others run where a hook can interrupt them. */
+static __always_inline struct owner *new_owner(void)
+{
+	__u32 zero = 0;
+	struct owner *owner = bpf_map_lookup_elem(&new_owners, &zero);
+
+	if (owner)
+		__builtin_memset(owner, 0, sizeof(*owner));
+	return owner;
+}
+
+/* Books a socket of the current process that is about to talk to one peer. */
 static __always_inline void book_connection(struct sock *sk, __u8 proto)
 {
-	struct owner owner = {};
+	struct task_struct *task = (void *)bpf_get_current_task();
+	struct owner *owner = new_owner();
 	struct tuple key = {};
 	struct syn_key syn = {};
 	struct entries *entries;
 
-	if (!read_socket(sk, proto, &key))
+	if (!owner || !read_socket(sk, proto, &key))
 		return;
-	if (!set_owner(&owner, sk)) {
+	if (!set_owner(owner, sk, task)) {
 		forget_socket(sk);
 		bpf_map_delete_elem(&connections, &key);
 		return;
 	}
 
 	if (proto == IPPROTO_TCP) {
-		entries = begin_page(owner.sk);
-		owner.isn = initial_sequence(sk);
-		owner.called = bpf_ktime_get_boot_ns();
+		entries = begin_page(owner->sk);
+		owner->isn = initial_sequence(sk);
+		owner->called = bpf_ktime_get_boot_ns();
 		syn.netns = key.netns;
-		syn.isn = owner.isn;
+		syn.isn = owner->isn;
 		bpf_map_update_elem(&syns, &syn, &key, BPF_ANY);
 	} else { /* it has its port, and perhaps another peer */
-		entries = entries_of(owner.sk);
+		entries = entries_of(owner->sk);
 		if (entries)
-			erase(&connections, &entries->connection, owner.sk);
+			erase(&connections, &entries->connection, owner->sk);
 	}
 	if (!entries)
 		return;
-	owner.since = entries->since;
-	book_paths(owner.sk, owner.since);
-	bpf_map_update_elem(&connections, &key, &owner, BPF_ANY);
+	owner->since = entries->since;
+	book_paths(owner->sk, owner->since);
+	bpf_map_update_elem(&connections, &key, owner, BPF_ANY);
 	entries->connection = key;
 	if (proto == IPPROTO_TCP)
 		begin_progress();
 }
 
-static __always_inline void read_port(struct sock *sk, __u8 proto,
-				      struct port_key *key)
+static __always_inline void read_port(struct sock *sk, struct port_key *key)
 {
 	struct tuple *local = &key->local;
 
-	read_socket(sk, proto, local);
+	read_socket(sk, IPPROTO_UDP, local);
 	__builtin_memset(&local->remote, 0, sizeof(local->remote));
 	local->remote_port = 0;
 }
@@ -377,30 +374,39 @@ static __always_inline bool take_slot(struct port_key *key,
 	return false;
 }
 
-/* Books a socket that has a port and takes what comes. */
-static __always_inline void book_port(struct sock *sk, __u8 proto)
+/* The owner of a UDP socket that has a port; false: it has none. */
+static __always_inline bool set_port_owner(struct owner *owner, struct sock *sk,
+					   struct task_struct *task)
 {
+	if (!set_owner(owner, sk, task))
+		return false;
+	owner->number = socket_number(sk);
+	set_holder(&owner->holder, task);
+	return true;
+}
+
+/* Books a UDP socket of the current process that has a port. */
+static __always_inline void book_port(struct sock *sk)
+{
+	struct task_struct *task = (void *)bpf_get_current_task();
 	struct port_key key = {};
-	struct owner owner = {};
+	struct owner *owner = new_owner();
 	struct entries *entries;
 
-	read_port(sk, proto, &key);
-	if (!key.local.local_port)
+	read_port(sk, &key);
+	if (!owner || !key.local.local_port)
 		return;
-	if (!set_owner(&owner, sk)) {
+	if (!set_port_owner(owner, sk, task)) {
 		forget_socket(sk);
 		return;
 	}
 
-	entries = begin_page(owner.sk);
+	entries = begin_page(owner->sk);
 	if (!entries)
 		return;
-	owner.since = entries->since;
-	owner.doubtful = shares_port(sk, proto) &&
-			 (has_older(&key.local, AF_INET, owner.sk) ||
-			  has_older(&key.local, AF_INET6, owner.sk));
-	book_paths(owner.sk, owner.since);
-	if (take_slot(&key, &owner, is_of_group(sk) && !owner.device))
+	owner->since = entries->since;
+	book_paths(owner->sk, owner->since);
+	if (take_slot(&key, owner, is_of_group(sk) && !owner->device))
 		entries->port = key;
 }
 
@@ -441,6 +447,92 @@ static __always_inline struct owner *booked_connection(__u64 sk)
 			 NULL;
 }
 
+/*
+ * A task was found to hold a UDP socket, which has nothing in the books if it is
+ * older than the gadget. Its number says which of several got their ports first, as
+ * a time does of those that are younger. Of several processes the first counts, but
+ * for process 1.
+ */
+static __always_inline void book_older_port(struct sock *sk, __u64 number,
+					    struct task_struct *task,
+					    __u32 descriptor)
+{
+	struct entries page = { .since = number }, *entries;
+	struct owner owner = {}, *port;
+	struct port_key key = {};
+	__u64 address = (__u64)sk;
+
+	read_port(sk, &key);
+	if (!key.local.local_port || !set_port_owner(&owner, sk, task))
+		return;
+	owner.since = number;
+	owner.holder.descriptor = descriptor;
+	if (bpf_map_update_elem(&sockets, &address, &page, BPF_NOEXIST)) {
+		port = booked_port(address);
+		if (port && port->since == number &&
+		    port->holder.process.pid == INIT_PID) {
+			port->holder = owner.holder;
+			port->proc = owner.proc;
+		}
+		return;
+	}
+	read_socket(sk, IPPROTO_UDP, &page.connection);
+	owner.connected = page.connection.remote_port;
+	if (take_slot(&key, &owner, is_of_group(sk) && !owner.device))
+		page.port = key;
+	if (owner.connected)
+		bpf_map_update_elem(&connections, &page.connection, &owner,
+				    BPF_ANY);
+	else
+		__builtin_memset(&page.connection, 0, sizeof(page.connection));
+	entries = bpf_map_lookup_elem(&sockets, &address);
+	if (entries && entries->since == number)
+		*entries = page;
+}
+
+/* The same of a connection whose SYN is sent again. */
+static __always_inline void book_older_connection(struct sock *sk, __u64 number,
+						  struct task_struct *task)
+{
+	struct entries page = { .since = number };
+	struct owner owner = {};
+	__u64 address = (__u64)sk;
+
+	if (!read_socket(sk, IPPROTO_TCP, &page.connection) ||
+	    !set_owner(&owner, sk, task))
+		return;
+	owner.since = number;
+	owner.isn = initial_sequence(sk) - 1; /* it has been sent */
+	owner.progress = SEEN;
+	if (!bpf_map_update_elem(&sockets, &address, &page, BPF_NOEXIST))
+		bpf_map_update_elem(&connections, &page.connection, &owner,
+				    BPF_NOEXIST);
+}
+
+/* A task was found to have an open file, when the gadget started. */
+static __always_inline void book_older(struct file *file,
+				       struct task_struct *task,
+				       __u32 descriptor)
+{
+	struct socket *socket = BPF_CORE_READ(file, private_data);
+	__u64 number = BPF_CORE_READ(file, f_inode, i_ino);
+	struct sock *sk;
+	__u8 state;
+
+	if (!is_socket(file, number))
+		return;
+	sk = BPF_CORE_READ(socket, sk);
+	state = BPF_CORE_READ(sk, __sk_common.skc_state);
+	if (is_socket_of(sk, IPPROTO_UDP))
+		book_older_port(sk, number, task, descriptor);
+	else if (!is_socket_of(sk, IPPROTO_TCP))
+		return;
+	else if (state == TCP_LISTEN_STATE)
+		book_older_listener(number, task, descriptor);
+	else if (state == TCP_SYN_SENT_STATE)
+		book_older_connection(sk, number, task);
+}
+
 /* The socket gives up its port: what comes there is not for it any more. */
 static __always_inline void close_port(struct sock *sk)
 {
@@ -463,7 +555,6 @@ static __always_inline void close_port(struct sock *sk)
  * be under way in a thread.
  */
 enum call {
-	CALL_LISTEN,
 	CALL_GET_PORT,
 	CALL_CONNECT_IPV4,
 	CALL_CONNECT_IPV6,

@@ -63,6 +63,21 @@ static __always_inline bool is_sent_as(const struct tracked *sent,
 	       is_same(&sent->daddr, &ends->remote);
 }
 
+/* How a packet came in, if conntrack knows it. */
+static __always_inline bool read_original(struct sk_buff *skb,
+					  struct tracked *came)
+{
+	unsigned long nfct;
+
+	if (!bpf_core_field_exists(skb->_nfct) ||
+	    !bpf_core_type_exists(struct nf_conn))
+		return false;
+	nfct = BPF_CORE_READ(skb, _nfct) & ~NFCT_INFOMASK;
+	if (nfct)
+		read_tracked((void *)nfct, 0, came);
+	return nfct;
+}
+
 /*
  * Finds out whether a sent packet is on the wire as its socket has sent it, and
  * if not, how the socket has its ends. An entry that is another packet's (what a

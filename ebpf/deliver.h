@@ -237,7 +237,7 @@ static __always_inline bool send_announced(void *ctx, struct workspace *space)
 }
 
 /* Sends what waits, as often as something happens that costs nobody a wait. */
-static __always_inline void tick(void *ctx)
+static __always_inline void send_by_clock(void *ctx)
 {
 	struct queued *q = get_queued();
 	struct workspace *space;
@@ -265,7 +265,8 @@ __noinline int send_unsent_from_packet(struct __sk_buff *skb)
 }
 
 /* Sends an attempt's event, if its owner may and this CPU can. */
-static __noinline bool deliver(void *ctx, struct workspace *space)
+static __always_inline bool deliver_event(void *ctx, struct workspace *space,
+					  bool has_waited)
 {
 	struct delivery *d = &space->delivery;
 	struct limit *limit = NULL;
@@ -281,7 +282,7 @@ static __noinline bool deliver(void *ctx, struct workspace *space)
 		count_withheld(limit);
 		return false;
 	}
-	build_event(&d->event, &space->report);
+	build_event(&d->event, &space->report, has_waited);
 	if (over) {
 		withhold(d, limit);
 		return false;
@@ -299,15 +300,14 @@ static __noinline bool deliver(void *ctx, struct workspace *space)
 	return false;
 }
 
-/* The same for a packet, which sends some of what waits as well. */
-static __always_inline void deliver_packet(struct __sk_buff *skb,
-					   struct workspace *space)
+static __noinline bool deliver(void *ctx, struct workspace *space)
 {
-	if (!deliver(skb, space))
-		return;
-	for (int i = 0; i < SENT_BY_PACKET; i++)
-		if (!send_unsent_from_packet(skb))
-			break;
+	return deliver_event(ctx, space, false);
+}
+
+static __noinline bool deliver_late(void *ctx, struct workspace *space)
+{
+	return deliver_event(ctx, space, true);
 }
 
 #endif

@@ -70,31 +70,19 @@ static __always_inline void set_endpoints(struct event *event,
 		       a->dport, a);
 }
 
-/* IG keeps a path only where it was told to, and as long as it was told to. */
-#define copy_ig_path(to, socket, path)                                      \
-	do {                                                                \
-		__u32 len = PATH_LEN;                                       \
-		if (bpf_core_field_size((socket)->path) < len)              \
-			len = bpf_core_field_size((socket)->path);          \
-		if (bpf_core_field_exists((socket)->path))                  \
-			bpf_probe_read_kernel_str(to, len, (socket)->path); \
-	} while (0)
-
+/* Those of who serves the socket now, or of who has opened it. */
 static __always_inline void set_paths(struct event *event,
-				      const struct found *found)
+				      const struct report *report)
 {
-	struct gadget_socket_value *older;
+	const struct found *found = &report->found;
 	struct socket_paths *booked;
 	__u64 sk = found->sk;
 
 	__builtin_memset(event->cwd, 0, PATH_LEN);
 	__builtin_memset(event->exepath, 0, PATH_LEN);
-	if (found->is_older) {
-		older = bpf_map_lookup_elem(&gadget_sockets, &found->older);
-		if (!older)
-			return;
-		copy_ig_path(event->cwd, older, cwd);
-		copy_ig_path(event->exepath, older, exepath);
+	if (found->task) {
+		read_paths((void *)found->task, report->runs_in, event->cwd,
+			   event->exepath);
 		return;
 	}
 	booked = bpf_map_lookup_elem(&socket_paths, &sk);
@@ -104,16 +92,24 @@ static __always_inline void set_paths(struct event *event,
 	__builtin_memcpy(event->exepath, booked->exepath, PATH_LEN);
 }
 
-/* All zero, but for paths: no field is left of another event. */
+/*
+ * All zero, but for paths: no field is left of another event. What has waited has no
+ * paths: they are long.
+ */
 static __always_inline void build_event(struct event *event,
-					const struct report *report)
+					const struct report *report,
+					bool has_waited)
 {
 	__builtin_memset(event, 0, EVENT_LEN);
 	set_meta(event, report);
 	set_endpoints(event, &report->attempt);
 	set_process(event, report);
-	if (paths)
-		set_paths(event, &report->found);
+	if (paths && has_waited) {
+		__builtin_memset(event->cwd, 0, PATH_LEN);
+		__builtin_memset(event->exepath, 0, PATH_LEN);
+	} else if (paths) {
+		set_paths(event, report);
+	}
 }
 
 #endif

@@ -12,18 +12,13 @@
 #include <bpf/bpf_helpers.h>
 
 #include "params.h"
+#include "process.h"
 
 #define YOUNG_NS NSEC_PER_SEC
 /* By how much an ancestor is older: more than links of a chain of forks are. */
 #define ELDER_NS (NSEC_PER_SEC / 10)
 #define MAX_GENERATIONS 8 /* that are looked at */
 #define INIT_PID 1 /* ancestor of all that have no elder one */
-
-/* When the task's process was started, ns since the boot. */
-static __always_inline __u64 started_at(struct task_struct *task)
-{
-	return BPF_CORE_READ(task, group_leader, start_boottime);
-}
 
 static __always_inline bool is_young(__u64 started, __u64 now)
 {

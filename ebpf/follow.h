@@ -72,13 +72,6 @@ static __always_inline bool is_followed(struct task_struct *task)
 	return is_first_followed(pid);
 }
 
-/* The same of a process that is known by its ID alone. */
-static __always_inline bool is_followed_pid(__u32 pid)
-{
-	return follow &&
-	       (bpf_map_lookup_elem(&followed, &pid) || is_first_followed(pid));
-}
-
 /* Before the child can run. A thread is of a process that is known. */
 static __always_inline void follow_child(struct task_struct *parent,
 					 struct task_struct *child)

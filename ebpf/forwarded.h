@@ -10,6 +10,7 @@
 #include <bpf/bpf_core_read.h>
 #include <bpf/bpf_helpers.h>
 
+#include "arrivals.h"
 #include "owner.h"
 #include "params.h"
 #include "report.h"
@@ -57,6 +58,21 @@ static __always_inline bool is_redirected(struct __sk_buff *ctx)
 }
 
 /*
+ * Whether a datagram may be another one's that was translated on its way through,
+ * and so has the source of a socket that sends at the same time: conntrack knows
+ * both, but not what tc has made of them.
+ */
+static __always_inline bool is_doubtful(struct __sk_buff *ctx,
+					const struct attempt *a)
+{
+	struct sk_buff *skb = (void *)ctx;
+
+	return a->proto == IPPROTO_UDP && bpf_core_field_exists(skb->_nfct) &&
+	       !(BPF_CORE_READ(skb, _nfct) & ~NFCT_INFOMASK) &&
+	       !is_sent_here(ctx, a->version);
+}
+
+/*
  * A sent packet that has come in from a device is forwarded, or a socket of this
  * namespace has sent it and tc has led it through another device. The latter is
  * what such a socket is known to send, or what tc has redirected on its way out,
@@ -68,7 +84,7 @@ static __always_inline bool is_passed_on(struct __sk_buff *skb,
 	if (!skb->ingress_ifindex)
 		return false;
 	find_owner(skb);
-	if ((report->found.known ||
+	if (((report->found.known && !is_doubtful(skb, &report->attempt)) ||
 	     (is_redirected(skb) &&
 	      is_sent_here(skb, report->attempt.version))) &&
 	    is_from_here(skb))
@@ -77,13 +93,43 @@ static __always_inline bool is_passed_on(struct __sk_buff *skb,
 	return true;
 }
 
-/* Whether this namespace only forwards it, and that is not asked for. */
-static __always_inline bool is_forwarded(struct __sk_buff *skb,
-					 struct report *report)
+/*
+ * Whether this namespace only forwards it, and that is not asked for. A connection
+ * to others can be taken here all the same: by REDIRECT, TPROXY, or a program. Not
+ * static: verified once.
+ */
+__noinline int is_forwarded(struct __sk_buff *skb)
 {
-	report->forwarded = report->attempt.egress ? is_passed_on(skb, report) :
-						     is_for_others(skb);
+	struct workspace *space = get_workspace(IN_PACKET);
+	struct report *report;
+
+	if (!space)
+		return true;
+	report = &space->report;
+	if (!report->attempt.egress) {
+		report->forwarded = is_for_others(skb);
+		return report->forwarded && !forwarded &&
+		       report->attempt.proto != IPPROTO_TCP;
+	}
+	report->forwarded = is_passed_on(skb, report);
+	if (report->forwarded && !forwarded)
+		hand_on(skb, space);
 	return report->forwarded && !forwarded;
+}
+
+/* Whether a packet that came in may be handed on, or its taker is to be told. */
+static __always_inline bool may_wait(struct __sk_buff *ctx,
+				     const struct report *report)
+{
+	struct net_device *dev = BPF_CORE_READ((struct sk_buff *)ctx, dev);
+	struct net *net = BPF_CORE_READ(dev, nd_net.net);
+
+	if (report->attempt.proto == IPPROTO_TCP)
+		return !report->found.known;
+	if (report->forwarded || forwarded)
+		return false;
+	return report->attempt.version == 6 ? forwards_ipv6(net) :
+					      forwards_ipv4(dev, net);
 }
 
 #endif

@@ -61,6 +61,8 @@ struct sightings {
 	__u32 retries;
 	__u32 count;
 	__u32 devices[MAX_STACKED]; /* ifindex, or 0 */
+	__u64 listener; /* the number of the socket that got it, or 0 */
+	struct tuple socket; /* the ends that it had then */
 };
 
 struct {
@@ -112,15 +114,19 @@ static __always_inline bool is_copy_on(struct sightings *s, __u32 device,
 
 /*
  * Whether the packet was reported as it passed another device; if not, the
- * report gets how often its SYN was sent before.
+ * report gets how often its SYN was sent before. Not static: verified once.
  */
-static __always_inline bool is_copy(struct __sk_buff *skb,
-				    struct report *report)
+__noinline int is_copy(struct __sk_buff *skb)
 {
+	struct workspace *space = get_workspace(IN_PACKET);
 	struct sightings first = {}, *known;
 	__u64 now = bpf_ktime_get_ns();
 	struct packet_id id = {};
+	struct report *report;
 
+	if (!space)
+		return true;
+	report = &space->report;
 	identify(skb, report, &id);
 	known = bpf_map_lookup_elem(&attempts, &id);
 	if (known && is_copy_on(known, report->device, now)) {
@@ -131,8 +137,11 @@ static __always_inline bool is_copy(struct __sk_buff *skb,
 	first.since = now;
 	first.count = 1;
 	first.devices[0] = report->device;
-	if (known && report->attempt.proto == IPPROTO_TCP)
+	if (known && report->attempt.proto == IPPROTO_TCP) {
 		first.retries = known->retries + 1;
+		first.listener = known->listener;
+		first.socket = known->socket;
+	}
 	report->retries = first.retries;
 	bpf_map_update_elem(&attempts, &id, &first, BPF_ANY);
 	return false;
@@ -233,19 +242,29 @@ static __always_inline bool is_of_flow(const struct tuple *ends,
 			   is_answer(&key, egress);
 }
 
-/*
- * Whether a datagram goes on with what was an attempt, and so is none. Of one
- * whose ends are translated, those on the wire come back from the network, and
- * those of the socket over loopback.
- */
-static __always_inline bool goes_on(const struct report *report)
+/* The ends of a datagram that can go on with what was an attempt. */
+static __always_inline bool can_go_on(const struct report *report)
 {
 	const struct attempt *a = &report->attempt;
+
+	return a->proto == IPPROTO_UDP &&
+	       (udp_flows || (is_low(a->sport) && is_low(a->dport)));
+}
+
+/*
+ * Whether it does, and so is no attempt. Of one whose ends are translated, those on
+ * the wire come back from the network, and those of the socket over loopback. Not
+ * static: verified once.
+ */
+__noinline int goes_on(struct __sk_buff *skb)
+{
+	struct workspace *space = get_workspace(IN_PACKET);
+	struct report *report;
 	bool known;
 
-	if (a->proto != IPPROTO_UDP ||
-	    !(udp_flows || (is_low(a->sport) && is_low(a->dport))))
+	if (!skb || !space)
 		return false;
+	report = &space->report;
 	known = is_of_flow(&report->ends, report);
 	if (report->translated)
 		known |= is_of_flow(&report->socket, report);

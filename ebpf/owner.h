@@ -3,8 +3,8 @@
 #define NETWORK_OWNER_H
 
 /*
- * Who: the process that owns the socket of this namespace's side, by our own
- * books, and for sockets older than the gadget by IG's.
+ * Who: the process whose socket a packet is of, by the books. Who takes a TCP
+ * connection in, the kernel tells: see arrivals.h.
  */
 
 #include <vmlinux.h>
@@ -12,11 +12,11 @@
 #include <bpf/bpf_helpers.h>
 
 #define GADGET_TYPE_NETWORKING
-#include <gadget/sockets-map.h>
 #include <gadget/types.h>
 
 #include "books.h"
 #include "device.h"
+#include "holders.h"
 #include "packet.h"
 #include "raw.h"
 #include "report.h"
@@ -124,7 +124,7 @@ struct question {
 	struct __sk_buff *skb;
 	__u32 device; /* the packet's interface */
 	__u8 version; /* the packet's */
-	bool doubtful; /* it may go to a socket of another interface */
+	bool doubtful; /* it may go to a socket that is not known to take part */
 };
 
 /*
@@ -163,6 +163,35 @@ static __always_inline bool goes_before(const struct owner *owner,
 	return owner->since > other->since;
 }
 
+/* A look through the sockets of a port: who can have sent a datagram. */
+struct senders {
+	struct port_key key;
+	__u64 sk; /* of the last one that counts, or 0 */
+	__u32 pid;
+	__u32 tid;
+	bool several; /* processes */
+	bool crowded; /* there are others, which are not in the books */
+};
+
+/*
+ * In a map, where the verifier does not follow what is in it through every
+ * order of sockets. It is this CPU's, and a packet's filter runs with softirqs
+ * off: see dev_queue_xmit().
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct senders);
+} senders SEC(".maps");
+
+static __always_inline struct senders *get_senders(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&senders, &zero);
+}
+
 static __always_inline struct owner *find_shared(struct port_key *key,
 						 struct question *q)
 {
@@ -182,48 +211,38 @@ static __always_inline struct owner *find_shared(struct port_key *key,
 	return found;
 }
 
+static __always_inline void set_port_key(struct port_key *key,
+					 const struct tuple *t)
+{
+	key->local = *t;
+	__builtin_memset(&key->local.remote, 0, sizeof(key->local.remote));
+	key->local.remote_port = 0;
+}
+
 /* The exact address, then the wildcard, then that of a dual-stack socket. */
 static __always_inline struct owner *find_port(const struct tuple *t,
 					       struct question *q)
 {
-	struct port_key key = { .local = *t };
+	struct senders *senders = get_senders();
+	struct port_key *key;
 	struct owner *owner;
 
-	__builtin_memset(&key.local.remote, 0, sizeof(key.local.remote));
-	key.local.remote_port = 0;
-	owner = find_shared(&key, q);
+	if (!senders)
+		return NULL;
+	key = &senders->key;
+	set_port_key(key, t);
+	owner = find_shared(key, q);
 	if (owner)
 		return owner;
 
-	__builtin_memset(&key.local.local, 0, sizeof(key.local.local));
-	owner = find_shared(&key, q);
+	__builtin_memset(&key->local.local, 0, sizeof(key->local.local));
+	owner = find_shared(key, q);
 	if (owner || t->version == 6)
 		return owner;
 
-	key.local.version = 6;
-	return find_shared(&key, q);
+	key->local.version = 6;
+	return find_shared(key, q);
 }
-
-/* Who can have sent a datagram. */
-struct senders {
-	__u64 sk; /* of the last one that counts, or 0 */
-	__u32 pid;
-	__u32 tid;
-	bool several; /* processes */
-	bool crowded; /* there are others, which are not in the books */
-};
-
-/*
- * In a map, where the verifier does not follow what is in it through every
- * order of sockets. It is this CPU's, and a packet's filter runs with softirqs
- * off: see dev_queue_xmit().
- */
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct senders);
-} senders SEC(".maps");
 
 static __always_inline void consider(struct senders *found, struct owner *owner,
 				     const struct tuple *t)
@@ -260,26 +279,24 @@ static __always_inline void consider_port(struct senders *found,
  */
 static __always_inline struct owner *find_sender(const struct tuple *t)
 {
-	struct port_key key = { .local = *t };
-	struct senders *found;
+	struct senders *found = get_senders();
+	struct port_key *key;
 	struct owner *owner;
-	__u32 zero = 0;
 
-	found = bpf_map_lookup_elem(&senders, &zero);
 	if (!found)
 		return NULL;
+	key = &found->key;
 	found->sk = 0;
 	found->several = found->crowded = false;
 
 	consider(found, bpf_map_lookup_elem(&connections, t), t);
-	__builtin_memset(&key.local.remote, 0, sizeof(key.local.remote));
-	key.local.remote_port = 0;
-	consider_port(found, &key, t);
-	__builtin_memset(&key.local.local, 0, sizeof(key.local.local));
-	consider_port(found, &key, t);
+	set_port_key(key, t);
+	consider_port(found, key, t);
+	__builtin_memset(&key->local.local, 0, sizeof(key->local.local));
+	consider_port(found, key, t);
 	if (t->version == 4) {
-		key.local.version = 6; /* a dual-stack socket */
-		consider_port(found, &key, t);
+		key->local.version = 6; /* a dual-stack socket */
+		consider_port(found, key, t);
 	}
 	if (!found->sk || found->several || found->crowded)
 		return NULL;
@@ -287,108 +304,58 @@ static __always_inline struct owner *find_sender(const struct tuple *t)
 	return owner ? owner : booked_connection(found->sk);
 }
 
-/*
- * True when the socket is the one that this packet was sent by or goes to.
- * IG knows one socket of a port: it is no answer when there may be others.
- */
-static __always_inline bool fits(struct sock *sk, const struct tuple *t,
-				 bool egress)
-{
-	bool listens =
-		BPF_CORE_READ(sk, __sk_common.skc_state) == TCP_LISTEN_STATE;
-	struct tuple s = {};
-
-	if (!read_socket(sk, t->proto, &s) || s.netns != t->netns ||
-	    s.local_port != t->local_port ||
-	    (t->proto == IPPROTO_UDP && egress && !has_unsent(sk)))
-		return false;
-
-	if (s.version == 6 && t->version == 4 &&
-	    (!is_any(&s.local) || is_ipv6only(sk)))
-		return false;
-	if (s.version == 4 && t->version == 6)
-		return false;
-	if (!is_any(&s.local) && !is_same(&s.local, &t->local))
-		return false;
-
-	if (t->proto == IPPROTO_TCP && !egress)
-		return listens && !shares_port(sk, t->proto);
-	if (t->proto == IPPROTO_UDP && (egress || !s.remote_port))
-		return !shares_port(sk, t->proto);
-	return s.remote_port == t->remote_port &&
-	       is_same(&s.remote, &t->remote);
-}
-
-/* A socket that is bound to an interface gets and sends there alone. */
-static __always_inline bool fits_device(struct sock *sk, struct __sk_buff *skb,
-					const struct report *report)
-{
-	__u32 bound = BPF_CORE_READ(sk, __sk_common.skc_bound_dev_if);
-
-	return !bound || bound == report->device ||
-	       (!report->attempt.egress && leads_to(skb, bound) == LEADS_THERE);
-}
-
-/* What IG says of a key, when the socket behind it fits the packet. */
-static __always_inline struct gadget_socket_value *ask_ig(
-	const struct gadget_socket_key *key, struct __sk_buff *skb,
-	const struct report *report)
-{
-	struct gadget_socket_value *socket;
-	__u64 sk;
-
-	socket = bpf_map_lookup_elem(&gadget_sockets, key);
-	if (!socket || socket->deletion_timestamp)
-		return NULL;
-	sk = socket->sock;
-	/* About a socket that is in our books, they have spoken. */
-	if (bpf_map_lookup_elem(&sockets, &sk) ||
-	    !fits((void *)sk, &report->socket, report->attempt.egress) ||
-	    !fits_device((void *)sk, skb, report))
-		return NULL;
-	return socket;
-}
-
-/*
- * IG's socket enricher knows sockets older than the gadget, but by their local
- * port alone: its answer counts when the socket behind it fits the packet.
- */
-static __always_inline void find_older(struct __sk_buff *skb,
-				       struct report *report)
-{
-	const struct tuple *t = &report->socket;
-	struct found *found = &report->found;
-	struct gadget_socket_key *key = &found->older;
-	struct gadget_socket_value *socket;
-
-	key->netns = t->netns;
-	key->family = t->version == 4 ? AF_INET : AF_INET6;
-	key->proto = t->proto;
-	key->port = t->local_port;
-	socket = ask_ig(key, skb, report);
-	if (!socket && t->version == 4) {
-		key->family = AF_INET6; /* a dual-stack socket */
-		socket = ask_ig(key, skb, report);
-	}
-	found->known = found->is_older = found->has_ends = socket;
-	gadget_process_populate_from_socket(socket, &found->proc);
-	/* Of a thread that is not the first one, it has the name of that alone. */
-	if (found->proc.pid == found->proc.tid)
-		__builtin_memcpy(found->thread, found->proc.comm, THREAD_LEN);
-	found->followed = is_followed_pid(found->proc.pid);
-}
-
 /* What the books say of an attempt. */
 enum verdict {
 	UNBOOKED,
 	BOOKED,
-	DOUBTFUL, /* somebody who is not in the books may be meant */
 	GONE, /* it has just been forgotten */
 };
 
-static __always_inline enum verdict find_received(struct __sk_buff *skb,
-						  struct report *report)
+/*
+ * Of the processes that hold a UDP socket, who serves it, or who sends from it now:
+ * the current one, if the packet leaves in its call.
+ */
+static __always_inline void find_holder(struct workspace *space, bool egress)
 {
+	struct task_struct *task = (void *)bpf_get_current_task();
+	struct search *search = &space->search;
+	struct found *found = &space->report.found;
+
+	if (egress && BPF_CORE_READ(task, tgid) != search->opener.process.pid &&
+	    descriptor_of(task, 0, search->number, 1) >= 0) {
+		set_server(space, task, find_family(task));
+		return;
+	}
+	find_server(IN_PACKET);
+	if (!found->task && !egress)
+		__builtin_memset(found, 0, sizeof(*found));
+}
+
+/* Names an owner, if it is still the one that was found. */
+static __always_inline enum verdict name_owner(struct workspace *space,
+					       const struct owner *owner,
+					       const struct tuple *ends)
+{
+	struct report *report = &space->report;
+	bool is_port = owner->holder.process.pid;
+
+	set_found(&report->found, owner);
+	report->found.has_ends = true;
+	space->search.number = owner->number;
+	space->search.opener = owner->holder;
+	__builtin_memset(&space->search.server, 0, sizeof(struct holder));
+	if (!is_still(owner, &report->found, ends))
+		return GONE;
+	if (is_port)
+		find_holder(space, report->attempt.egress);
+	return BOOKED;
+}
+
+/* A SYN may meet a socket that connects: to itself, or at the same time. */
+static __always_inline enum verdict find_received(struct __sk_buff *skb,
+						  struct workspace *space)
+{
+	struct report *report = &space->report;
 	const struct tuple *t = &report->ends;
 	struct question q = {
 		.skb = skb,
@@ -397,25 +364,20 @@ static __always_inline enum verdict find_received(struct __sk_buff *skb,
 	};
 	struct owner *owner = find_connection(t, &report->attempt);
 
-	if (!owner)
+	if (!owner && t->proto == IPPROTO_UDP)
 		owner = find_port(t, &q);
-	if (q.doubtful)
-		return DOUBTFUL;
-	if (!owner)
+	if (!owner || q.doubtful)
 		return UNBOOKED;
-	if (owner->doubtful)
-		return DOUBTFUL;
-	set_found(&report->found, owner);
-	report->found.has_ends = true;
-	return is_still(owner, &report->found, t) ? BOOKED : GONE;
+	return name_owner(space, owner, t);
 }
 
 /*
  * What a raw socket has sent can look as if it were a datagram of another one
  * that sends as well: then it is not known which of them did.
  */
-static __always_inline enum verdict find_sent(struct report *report)
+static __always_inline enum verdict find_sent(struct workspace *space)
 {
+	struct report *report = &space->report;
 	bool udp = report->attempt.proto == IPPROTO_UDP;
 	struct owner *owner =
 		udp ? find_sender(&report->socket) : find_caller(report);
@@ -425,55 +387,15 @@ static __always_inline enum verdict find_sent(struct report *report)
 		raw = find_raw_sender(report);
 	if (raw &&
 	    (raw->crowded || (owner && owner->proc.pid != raw->proc.pid)))
-		return DOUBTFUL;
-	if (!owner && !raw)
 		return UNBOOKED;
-	if (owner && owner->doubtful)
-		return DOUBTFUL;
-	set_found(&report->found, raw ?: owner);
-	report->found.has_ends = !raw;
-	if (!raw && !is_still(owner, &report->found, &report->socket))
-		return GONE;
-	if (raw)
+	if (raw) {
+		set_found(&report->found, raw);
 		raw->closed = true;
-	return BOOKED;
-}
-
-#ifdef WHO_BY_PORT
-/*
- * For comparison alone (make who-by-port): IG's map as gadgets use it, by the
- * local port and nothing else.
- */
-__noinline int find_owner(struct __sk_buff *skb)
-{
-	struct workspace *space = get_workspace(IN_PACKET);
-	struct gadget_socket_value *socket;
-	struct gadget_socket_key key;
-	struct report *report;
-	struct tuple *t;
-
-	if (!space)
-		return 0;
-	report = &space->report;
-	t = &report->ends;
-
-	__builtin_memset(&key, 0, sizeof(key)); /* its padding too */
-	key.netns = t->netns;
-	key.family = t->version == 4 ? AF_INET : AF_INET6;
-	key.proto = t->proto;
-	key.port = t->local_port;
-	socket = bpf_map_lookup_elem(&gadget_sockets, &key);
-	if (!socket && t->version == 4) {
-		key.family = AF_INET6;
-		socket = bpf_map_lookup_elem(&gadget_sockets, &key);
-		if (socket && socket->ipv6only)
-			socket = NULL;
+		return BOOKED;
 	}
-	report->found.known = socket;
-	gadget_process_populate_from_socket(socket, &report->found.proc);
-	return 0;
+	return owner ? name_owner(space, owner, &report->socket) : UNBOOKED;
 }
-#else
+
 /*
  * Fills in the owner of the attempt's socket, in what is all zero. Not static:
  * verified once.
@@ -481,20 +403,16 @@ __noinline int find_owner(struct __sk_buff *skb)
 __noinline int find_owner(struct __sk_buff *skb)
 {
 	struct workspace *space = get_workspace(IN_PACKET);
-	struct report *report;
 	enum verdict verdict;
 
 	if (!space)
 		return 0;
-	report = &space->report;
-	verdict = report->attempt.egress ? find_sent(report) :
-					   find_received(skb, report);
-	if (verdict == UNBOOKED)
-		find_older(skb, report);
-	else if (verdict == GONE)
-		__builtin_memset(&report->found, 0, sizeof(report->found));
+	verdict = space->report.attempt.egress ? find_sent(space) :
+						 find_received(skb, space);
+	if (verdict == GONE)
+		__builtin_memset(&space->report.found, 0,
+				 sizeof(space->report.found));
 	return 0;
 }
-#endif
 
 #endif

@@ -314,7 +314,7 @@ static __always_inline bool read_tcp(const struct cursor *c,
 	struct tcp_header h;
 	__u32 doff;
 
-	if (!wants_tcp() || !wants_direction(a->egress) ||
+	if (!wants_tcp() || !is_of_use(c->skb, a->egress) ||
 	    !load(c, ip->l4, &h, sizeof(h)) ||
 	    (h.flags & (TCPHDR_SYN | TCPHDR_ACK)) != TCPHDR_SYN)
 		return false;
@@ -336,7 +336,7 @@ static __always_inline bool read_udp(const struct cursor *c,
 	__u32 len;
 
 	if (!wants_udp() || !load(c, ip->l4, &h, sizeof(h)) ||
-	    !reads_datagram(a->egress, bpf_ntohs(h.source), bpf_ntohs(h.dest)))
+	    !reads_datagram(bpf_ntohs(h.dest)))
 		return false;
 
 	load(c, ip->l4 + sizeof(h), &a->start, sizeof(a->start));
@@ -458,7 +458,7 @@ static __always_inline bool read_attempt(struct __sk_buff *skb,
 	struct ip_info ip;
 
 	a->egress = skb->pkt_type == PACKET_OUTGOING;
-	if (!is_own_traffic(skb) || !reads_direction(a->egress))
+	if (!is_own_traffic(skb) || !(wants_udp() || is_of_use(skb, a->egress)))
 		return false;
 
 	if (!read_ip(&c, find_ip_header(&c), &ip) ||

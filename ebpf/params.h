@@ -76,23 +76,24 @@ static __always_inline bool wants_udp(void)
 	return !tcp_only;
 }
 
-/* Flows, and what answers, are known by datagrams of both directions. */
-static __always_inline bool reads_direction(bool egress)
-{
-	return wants_udp() || wants_direction(egress);
-}
-
 static __always_inline bool is_low(__u16 port)
 {
 	return port < FIRST_UNPRIVILEGED_PORT;
 }
 
-/* By its ports alone; what it goes on with, the flow table tells. */
-static __always_inline bool reads_datagram(bool egress, __u16 sport,
-					   __u16 dport)
+/* What goes out and has come in before tells that it was forwarded. */
+static __always_inline bool is_of_use(const struct __sk_buff *skb, bool egress)
 {
-	return udp_flows ||
-	       (is_low(dport) && (wants_direction(egress) || is_low(sport)));
+	return wants_direction(egress) || (egress && skb->ingress_ifindex);
+}
+
+/*
+ * By its ports alone, in both directions: what it goes on with, or was handed on
+ * as, others tell.
+ */
+static __always_inline bool reads_datagram(__u16 dport)
+{
+	return udp_flows || is_low(dport);
 }
 
 static __always_inline bool wants_port(__u16 dport)

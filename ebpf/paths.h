@@ -3,8 +3,9 @@
 #define NETWORK_PATHS_H
 
 /*
- * The executable and the working directory of the process that owns a socket,
- * as they were when it connected or opened its port. Off, unless asked for.
+ * The executable and the working directory of a process: of one that serves, as
+ * they are, and else as they were when it connected or opened its port. Off, unless
+ * asked for.
  */
 
 #include <vmlinux.h>
@@ -16,6 +17,7 @@
 #include <gadget/types.h>
 
 #include "../program.h"
+#include "report.h"
 
 #define NAME_MAX 255 /* include/uapi/linux/limits.h */
 #define MAX_PATH_DEPTH 40 /* names and mounts of one path */
@@ -57,19 +59,17 @@ struct path_buffer {
 	struct socket_paths paths;
 };
 
-/* This CPU's: kprobes do not interrupt each other, see trace_call_bpf(). */
+/* This CPU's, as a workspace is. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 1);
+	__uint(max_entries, CONTEXTS);
 	__type(key, __u32);
 	__type(value, struct path_buffer);
 } path_buffer SEC(".maps");
 
-static __always_inline struct path_buffer *get_path_buffer(void)
+static __always_inline struct path_buffer *get_path_buffer(__u32 runs_in)
 {
-	__u32 zero = 0;
-
-	return bpf_map_lookup_elem(&path_buffer, &zero);
+	return bpf_map_lookup_elem(&path_buffer, &runs_in);
 }
 
 enum walked {
@@ -161,6 +161,23 @@ static __always_inline void read_path(struct path_buffer *buffer,
 	bpf_probe_read_kernel_str(to, PATH_LEN, &buffer->text[start]);
 }
 
+static __always_inline void read_task_paths(struct path_buffer *buffer,
+					    struct task_struct *task, char *cwd,
+					    char *exepath)
+{
+	read_path(buffer, &BPF_CORE_READ(task, fs)->pwd, cwd);
+	read_path(buffer, &BPF_CORE_READ(task, mm, exe_file)->f_path, exepath);
+}
+
+static __always_inline void read_paths(struct task_struct *task, __u32 runs_in,
+				       char *cwd, char *exepath)
+{
+	struct path_buffer *buffer = get_path_buffer(runs_in);
+
+	if (buffer)
+		read_task_paths(buffer, task, cwd, exepath);
+}
+
 /* Remembers the paths of the current process for a socket of its. */
 static __always_inline void book_paths(__u64 sk, __u64 since)
 {
@@ -169,13 +186,11 @@ static __always_inline void book_paths(__u64 sk, __u64 since)
 
 	if (!paths)
 		return;
-	buffer = get_path_buffer();
+	buffer = get_path_buffer(IN_HOOK);
 	if (!buffer)
 		return;
 	buffer->paths.since = since;
-	read_path(buffer, &BPF_CORE_READ(task, fs)->pwd, buffer->paths.cwd);
-	read_path(buffer, &BPF_CORE_READ(task, mm, exe_file)->f_path,
-		  buffer->paths.exepath);
+	read_task_paths(buffer, task, buffer->paths.cwd, buffer->paths.exepath);
 	bpf_map_update_elem(&socket_paths, &sk, &buffer->paths, BPF_ANY);
 }
 

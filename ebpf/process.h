@@ -3,9 +3,9 @@
 #define NETWORK_PROCESS_H
 
 /*
- * The current process as its user knows it: by its own name, whatever its
- * threads call themselves. A worker of io_uring is a thread of the process that
- * it works for (Linux 5.12, and what was ported back from there).
+ * A process as its user knows it: by its own name, whatever its threads call
+ * themselves. A worker of io_uring is a thread of the process that it works for
+ * (Linux 5.12, and what was ported back from there).
  */
 
 #include <vmlinux.h>
@@ -23,26 +23,79 @@ static __always_inline bool is_kernel_thread(struct task_struct *task)
 	return BPF_CORE_READ(task, flags) & PF_KTHREAD;
 }
 
-/* Fills in the current process, and its thread's name. */
-static __always_inline void read_process(struct gadget_process *proc,
-					 char thread[THREAD_LEN])
+/* When the task's process was started, ns since the boot. */
+static __always_inline __u64 started_at(struct task_struct *task)
 {
-	struct task_struct *task = (void *)bpf_get_current_task();
-	struct task_struct *parent = BPF_CORE_READ(task, real_parent);
-	__u64 ids = bpf_get_current_pid_tgid();
-	__u64 creds = bpf_get_current_uid_gid();
+	return BPF_CORE_READ(task, group_leader, start_boottime);
+}
 
-	proc->pid = ids >> 32;
-	proc->tid = ids;
-	proc->creds.uid = creds;
-	proc->creds.gid = creds >> 32;
+/* Fills in a task's process as it is now, and the task's own name. */
+static __always_inline void read_process(struct gadget_process *proc,
+					 char thread[THREAD_LEN],
+					 struct task_struct *task)
+{
+	struct task_struct *parent = BPF_CORE_READ(task, real_parent);
+
+	proc->pid = BPF_CORE_READ(task, tgid);
+	proc->tid = BPF_CORE_READ(task, pid);
+	proc->creds.uid = BPF_CORE_READ(task, cred, uid.val);
+	proc->creds.gid = BPF_CORE_READ(task, cred, gid.val);
 	proc->mntns_id = BPF_CORE_READ(task, nsproxy, mnt_ns, ns.inum);
 	BPF_CORE_READ_INTO(&proc->comm, task, group_leader, comm);
-	bpf_get_current_comm(thread, THREAD_LEN);
+	bpf_probe_read_kernel(thread, THREAD_LEN, &task->comm);
 
 	proc->parent.pid = BPF_CORE_READ(parent, tgid);
 	proc->parent.tid = BPF_CORE_READ(parent, pid);
 	BPF_CORE_READ_INTO(&proc->parent.comm, parent, group_leader, comm);
+}
+
+/*
+ * Which process: its ID alone can be another's later. A key of maps. The address
+ * of struct pid stays as long as the process does, also when another of its
+ * threads than the first executes a program: see de_thread().
+ */
+struct process {
+	__u64 pid_struct;
+	__u64 started; /* ns since the boot */
+	__u64 pid;
+};
+
+static __always_inline void set_process_id(struct process *process,
+					   struct task_struct *task)
+{
+	process->pid_struct =
+		(__u64)BPF_CORE_READ(task, group_leader, thread_pid);
+	process->started = started_at(task);
+	process->pid = BPF_CORE_READ(task, tgid);
+}
+
+static __always_inline bool is_same_process(const struct process *a,
+					    const struct process *b)
+{
+	return a->pid == b->pid && a->started == b->started;
+}
+
+/* The first thread of a process that lives, or NULL. */
+static __always_inline struct task_struct *leader_of(
+	const struct process *process)
+{
+	struct pid *pid = (void *)process->pid_struct;
+	struct hlist_node *node;
+	struct task_struct *task;
+
+	if (!pid)
+		return NULL;
+	node = BPF_CORE_READ(pid, tasks[PIDTYPE_TGID].first);
+	if (!node)
+		return NULL;
+	task = (void *)node -
+	       bpf_core_field_offset(struct task_struct, pid_links) -
+	       PIDTYPE_TGID * sizeof(*node);
+	if (BPF_CORE_READ(task, tgid) != process->pid ||
+	    started_at(task) != process->started ||
+	    !BPF_CORE_READ(task, signal, live.counter))
+		return NULL;
+	return task;
 }
 
 #endif

@@ -216,7 +216,7 @@ static __always_inline struct raw_buffer *begin_raw(struct sock *sk,
 	if (!b)
 		return NULL;
 	__builtin_memset(&b->owner, 0, sizeof(b->owner));
-	if (!set_owner(&b->owner, sk))
+	if (!set_owner(&b->owner, sk, (void *)bpf_get_current_task()))
 		return NULL;
 	b->owner.called = bpf_ktime_get_boot_ns();
 	book_paths(b->owner.sk, b->owner.since);

@@ -10,11 +10,11 @@
 #include <bpf/bpf_helpers.h>
 
 #define GADGET_TYPE_NETWORKING
-#include <gadget/sockets-map.h>
 #include <gadget/types.h>
 
 #include "../program.h"
 #include "packet.h"
+#include "process.h"
 #include "socket.h"
 
 /* Whose socket a packet is of. */
@@ -24,10 +24,9 @@ struct found {
 	__u64 sk; /* of a socket in the books, as in struct owner */
 	__u64 since;
 	__u64 started; /* the process, ns since the boot */
-	struct gadget_socket_key older; /* IG's, of a socket that it knows */
+	__u64 task; /* who serves the socket now: a struct task_struct, or 0 */
 	__u32 family; /* as in struct owner */
 	bool known;
-	bool is_older;
 	bool has_ends; /* those of report->socket */
 	bool is_reported; /* the attempt was, before it reached a device */
 	bool followed; /* as in struct owner */
@@ -43,8 +42,45 @@ struct report {
 	struct found found;
 	__u32 device; /* ifindex of the interface that saw it */
 	__u32 retries;
+	__u32 runs_in; /* enum runs_in: where it is made */
+	__u8 hops; /* that a packet which waits has left: TTL or hop limit */
 	bool translated; /* the socket has other ends than the wire */
 	bool forwarded; /* on its way through this namespace */
+};
+
+/* A process that has dealt with a socket, and the thread that last did. */
+struct holder {
+	struct process process;
+	__u64 task; /* the thread's struct task_struct */
+	__u32 tid;
+	__u32 family; /* of a young process, else 0: see find_family() */
+	__u64 descriptor; /* where it was found last: a hint */
+};
+
+#define MAX_HEIRS 4 /* processes that are remembered of one that left more */
+#define MAX_LEFT 8 /* processes that are still to be looked at */
+
+/* Processes that another one has started, or left: the first of them. */
+struct heirs {
+	struct process of[MAX_HEIRS];
+	__u64 count;
+};
+
+/* For who serves a socket: see find_server(). */
+struct search {
+	__u64 number; /* the socket's, see socket_number() */
+	struct holder opener;
+	struct holder server;
+	struct process next;
+	struct process left[MAX_LEFT];
+	__u64 count;
+	struct heirs children;
+};
+
+/* What waits for the kernel's answer, see arrivals.h: a key of maps. */
+struct arrival {
+	struct tuple ends; /* as they came */
+	__u64 number; /* a SYN's sequence number, a datagram's first bytes */
 };
 
 /* The packet as the socket of this side would see it. */
@@ -121,6 +157,8 @@ _Static_assert(__builtin_offsetof(struct delivery, event) ==
  */
 struct workspace {
 	struct report report;
+	struct search search;
+	struct arrival arrival; /* that is looked for */
 	struct delivery delivery;
 };
 

@@ -34,6 +34,7 @@ static __always_inline void begin_unseen(struct report *report,
 	report->time = owner->called;
 	report->now = bpf_ktime_get_boot_ns();
 	report->ends = report->socket = *ends;
+	report->runs_in = IN_HOOK;
 	a->saddr = ends->local;
 	a->daddr = ends->remote;
 	a->sport = ends->local_port;
@@ -192,21 +193,22 @@ static __always_inline void leave_connect(void *ctx, int result)
 {
 	__u64 thread = bpf_get_current_pid_tgid();
 	struct asked *call = bpf_map_lookup_elem(&asked, &thread);
-	struct owner owner = {};
+	struct owner *owner = new_owner();
 	struct tuple ends;
 	struct sock *sk;
 
-	if (!call)
+	if (!call || !owner)
 		return;
 	ends = call->ends;
 	sk = call->sk;
 	bpf_map_delete_elem(&asked, &thread);
-	if (!result || result == -EAFNOSUPPORT || !set_owner(&owner, sk))
+	if (!result || result == -EAFNOSUPPORT ||
+	    !set_owner(owner, sk, (void *)bpf_get_current_task()))
 		return;
 	set_own_end(&ends, sk);
-	owner.called = bpf_ktime_get_boot_ns();
-	book_paths(owner.sk, owner.since);
-	report_unseen(ctx, sk, &ends, &owner);
+	owner->called = bpf_ktime_get_boot_ns();
+	book_paths(owner->sk, owner->since);
+	report_unseen(ctx, sk, &ends, owner);
 }
 
 #endif

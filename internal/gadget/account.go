@@ -5,6 +5,7 @@ package gadget
 import (
 	"cmp"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -21,6 +22,9 @@ type account struct {
 	counters counterMap
 	queued   queuedMap
 	awaited  queuedMap // connections whose first SYN was not seen yet
+	arriving queuedMap // attempts that wait for the kernel's answer
+	ending   *ebpf.Map // whether any does
+	unserved span      // of these, in their map: see Summary
 
 	mu     sync.Mutex
 	closed bool
@@ -49,8 +53,26 @@ func (a *account) attach(gadgetCtx operators.GadgetContext) (err error) {
 	if err != nil {
 		return err
 	}
-	a.awaited, err = newQueuedMap(gadgetCtx, "progresses", []string{"begun"}, []string{"ended"})
-	return err
+	if a.awaited, err = newQueuedMap(gadgetCtx, "progresses", []string{"begun"}, []string{"ended"}); err != nil {
+		return err
+	}
+	if a.arriving, err = newQueuedMap(gadgetCtx, "arriving", []string{"begun"}, []string{"ended"}); err != nil {
+		return err
+	}
+	f := fields{of: a.arriving.gadgetMap}
+	a.unserved = f.find("unserved")
+	a.ending, err = loadedMap(gadgetCtx, "ending")
+	return errors.Join(f.err, err)
+}
+
+// endArrivals has the gadget await no answer any more: those that can come have.
+func (a *account) endArrivals() error {
+	value := make([]byte, a.ending.ValueSize())
+	value[0] = 1
+	if err := a.ending.Put(uint32(0), value); err != nil {
+		return fmt.Errorf("writing %s: %w", a.ending, err)
+	}
+	return nil
 }
 
 // enter counts an event that was read, and what it tells: attempts of its owner
@@ -108,6 +130,10 @@ func (a *account) close(must bool) (s Summary, ok bool, err error) {
 		// What waits still is not reported.
 		Reported: a.read, Withheld: after.withheld + waiting.put - waiting.taken, Lost: after.lost,
 		WithoutBuffer: after.withoutRing, LeftOutSent: after.leftOutSent, LeftOutReceived: after.leftOutReceived,
+	}
+	err = a.arriving.each(func(value []byte) { s.Unserved = a.unserved.uint(value) })
+	if err != nil {
+		return s, false, err
 	}
 	for w := range maps.Values(a.owners) {
 		s.Owners = append(s.Owners, *w)

@@ -89,7 +89,7 @@ func Run(ctx context.Context, o Options) (s Summary, err error) {
 		return s, err
 	}
 
-	r := &run{options: o, files: files, log: newLog(o.Verbose), drain: newDrain(), account: newAccount(), ready: make(chan struct{})}
+	r := &run{older: make(chan struct{}), options: o, files: files, log: newLog(o.Verbose), drain: newDrain(), account: newAccount(), ready: make(chan struct{})}
 	defer func() { err = errors.Join(err, r.close()) }()
 	if o.followed() != "" {
 		r.talked = newTalked()
@@ -109,6 +109,14 @@ func Run(ctx context.Context, o Options) (s Summary, err error) {
 		return s, fmt.Errorf("starting the gadget: %w", err)
 	case <-r.ready:
 	}
+	select {
+	case err := <-ended:
+		return s, fmt.Errorf("starting the gadget: %w", err)
+	case <-r.log.failedIterator():
+		stop()
+		return s, errors.Join(<-ended, r.log.err())
+	case <-r.older:
+	}
 
 	s, err = r.follow(ctx, ended)
 	stop()
@@ -120,6 +128,7 @@ type run struct {
 	options  Options
 	log      *log
 	ready    chan struct{}
+	older    chan struct{} // the gadget knows the sockets that are older
 	drain    *drain
 	account  *account
 	files    []string // of namespaces, where it is not IG that watches them
@@ -171,6 +180,12 @@ const awaitedTimeout = 2 * time.Second
 func (r *run) end(ctx context.Context) (s Summary, err error) {
 	// Then every packet has become an event, and some of these wait.
 	if err = r.drain.wait(ctx); err == nil {
+		err = r.account.endArrivals()
+	}
+	if err == nil {
+		err = waitFor(ctx, r.account.arriving, waitingTimeout)
+	}
+	if err == nil {
 		err = waitFor(ctx, r.account.awaited, awaitedTimeout)
 	}
 	if err == nil {
@@ -263,12 +278,28 @@ func (r *run) operators() []operators.DataOperator {
 	}
 }
 
+// olderSockets is the data source without rows by which the gadget looks at the
+// sockets that are older than it.
+const olderSockets = "older_sockets"
+
 func (r *run) init(gadgetCtx operators.GadgetContext) error {
 	ds, ok := gadgetCtx.GetDataSources()["network"]
 	if !ok {
 		return errors.New("the image has no data source \"network\": it is another gadget, or an older one")
 	}
 	d, err := newDecoder(ds)
+	if err != nil {
+		return err
+	}
+	older, ok := gadgetCtx.GetDataSources()[olderSockets]
+	if !ok {
+		return fmt.Errorf("the image has no data source %q: it is an older one", olderSockets)
+	}
+	// IG reads it once: that there is nothing in it tells that it has.
+	err = older.SubscribeArray(func(datasource.DataSource, datasource.DataArray) error {
+		close(r.older)
+		return nil
+	}, priorityFirst)
 	if err != nil {
 		return err
 	}

@@ -18,6 +18,7 @@ import (
 const (
 	lostFormat    = "reading event: lost %d samples"
 	readFormat    = "error reading event: %v"
+	iterFormat    = "error running iterator %q: %v"
 	processFormat = "error processing event: %v"
 )
 
@@ -25,6 +26,10 @@ const (
 // programs, and so warns of every image (checkBuilderVersion in
 // pkg/operators/oci-handler/oci.go).
 const builderFormat = "This gadget was built with ig %s and it's being run with v%s. Gadget could be incompatible"
+
+// modeFormat is how IG's command line says that it does not print a data source: of
+// the one that has nothing to print this is no news.
+const modeFormat = "output mode %q for data source %q is not supported; skipping data source"
 
 // log is IG's logger for one run. It counts lost events and keeps the errors,
 // so that the run can end with them.
@@ -34,7 +39,7 @@ type log struct {
 }
 
 func newLog(verbose bool) *log {
-	s := &sink{level: logger.WarnLevel}
+	s := &sink{level: logger.WarnLevel, failedIterator: make(chan struct{})}
 	if verbose {
 		s.level = logger.DebugLevel
 	}
@@ -48,6 +53,9 @@ func (l *log) err() error {
 	return errors.Join(l.sink.errs...)
 }
 
+// failedIterator is closed when the gadget could not read what was there before it.
+func (l *log) failedIterator() <-chan struct{} { return l.sink.failedIterator }
+
 // lost is how many records the kernel could not put into the rings.
 func (l *log) lost() uint64 {
 	l.sink.mu.Lock()
@@ -57,6 +65,8 @@ func (l *log) lost() uint64 {
 
 type sink struct {
 	level logger.Level
+
+	failedIterator chan struct{} // closed when one has
 
 	mu   sync.Mutex
 	lost uint64
@@ -82,6 +92,14 @@ func (s *sink) Logf(severity logger.Level, format string, params ...any) {
 		severity = logger.ErrorLevel
 	case readFormat, processFormat:
 		severity = logger.ErrorLevel
+	case iterFormat: // it runs once
+		s.write(logger.ErrorLevel, fmt.Sprintf(format, params...))
+		close(s.failedIterator)
+		return
+	case modeFormat:
+		if params[1] == olderSockets {
+			return
+		}
 	case builderFormat:
 		library := libraryVersion()
 		if library == params[0] || library == unknownVersion {

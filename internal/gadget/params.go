@@ -43,6 +43,14 @@ func GlobalParams() params.Params {
 	return all
 }
 
+// synonyms are short names for parameters of the data source of events. IG has them
+// by itself where an image has no other data source; this one has another, for the
+// sockets that are older than the gadget.
+var synonyms = map[string]struct{ of, alias string }{
+	"filter":      {"filter.network", "F"},
+	"filter-expr": {"filter-expr.network", "E"},
+}
+
 // Params lists what Options.Params can hold for an image: the parameters of
 // IG's operators and those of the gadget. The image is read as the global ones
 // among values say.
@@ -61,27 +69,45 @@ func Params(ctx context.Context, image Image, values map[string]string) (params.
 			all.Add(apihelpers.ParamToParamDesc(p).ToParam())
 		}
 	}
+	for _, name := range slices.Sorted(maps.Keys(synonyms)) {
+		s := synonyms[name]
+		if p := all.Get(s.of); p != nil && all.Get(name) == nil {
+			short := *p.ParamDesc
+			short.Key, short.Alias = name, s.alias
+			all.Add(short.ToParam())
+		}
+	}
 	return all, nil
 }
 
 // prepare sets up the operators and sorts the parameters to them.
 func (o Options) prepare(ctx context.Context) ([]operators.DataOperator, api.ParamValues, error) {
-	rest := maps.Clone(o.Params) // what nobody took yet
+	given := maps.Clone(o.Params)
+	for name, s := range synonyms {
+		if value, ok := given[name]; ok {
+			if _, both := given[s.of]; both {
+				return nil, nil, fmt.Errorf("--%s and --%s are the same: give one of them", name, s.of)
+			}
+			given[s.of] = value
+			delete(given, name)
+		}
+	}
+	rest := maps.Clone(given) // what nobody took yet
 	oci, err := newOCIHandler(rest)
 	if err != nil {
 		return nil, nil, err
 	}
-	_, printed := o.Params[outputParam]
+	_, printed := given[outputParam]
 	others := dataOperators(printed)
 	ops := append(slices.Clone(others), oci)
-	instance, err := instanceParams(ctx, o.Image, ops, o.Params)
+	instance, err := instanceParams(ctx, o.Image, ops, given)
 	if err != nil {
 		return nil, nil, err
 	}
 
 	values := api.ParamValues{}
 	for _, p := range instance {
-		value, ok := o.Params[p.Key]
+		value, ok := given[p.Key]
 		if !ok {
 			continue
 		}

@@ -27,6 +27,10 @@ type Summary struct {
 	LeftOutSent, LeftOutReceived uint64
 	LeftOutBy                    []string
 
+	// Unserved are attempts that a listener took of which it is not known who serves
+	// it: they name nobody, and are among the others.
+	Unserved uint64
+
 	// Running is how many processes a command has left: what they attempt from now on
 	// is not reported.
 	Running int
@@ -167,6 +171,9 @@ func (s Summary) Notes() (lines []string) {
 	if s.Unfollowed > 0 {
 		lines = append(lines, fmt.Sprintf("%s of the command could not be followed: too many at once; see --max-followed",
 			count(s.Unfollowed, "process", "processes")))
+	}
+	if s.Unserved > 0 {
+		lines = append(lines, count(s.Unserved, "attempt was", "attempts were")+" received by a listener of which it is not known who serves it")
 	}
 	if s.Late > 0 {
 		lines = append(lines, fmt.Sprintf("%s in a network namespace before it was watched: what it did first there is not reported",

@@ -83,6 +83,7 @@ var (
 		attempt.TCP: netip.MustParseAddrPort("127.77.77.77:12"),
 	}
 	sentinel = netip.MustParseAddrPort("127.77.77.77:13")
+	served   = netip.MustParseAddrPort("127.77.77.77:14") // by an agent
 )
 
 // reported counts the lines, of either format, on attempts to call an address
@@ -129,6 +130,30 @@ func await(t *testing.T, igs []*stockIG, to netip.AddrPort, comm string, f func(
 	}
 }
 
+// serveProbes has an agent listen for probes, from before ig starts.
+func serveProbes(t *testing.T, a *agent) {
+	t.Helper()
+	a.do(t, attempt.Request{Steps: []attempt.Step{{Do: attempt.Listen, Protocol: attempt.TCP, Src: served, Socket: "probes"}}})
+}
+
+// awaitKnown returns when each ig names who serves a socket that is older.
+func awaitKnown(t *testing.T, caller *agent, comm string, igs ...*stockIG) {
+	t.Helper()
+	received := regexp.MustCompile(`"egress":false|\sfalse\s`)
+	for _, ig := range igs {
+		err := eventually(func() error {
+			caller.do(t, attempt.Request{Protocol: attempt.TCP, Src: netip.AddrPortFrom(served.Addr(), 0), Dst: served})
+			if !slices.ContainsFunc(ig.output(), func(line string) bool { return strings.Contains(line, comm) && received.MatchString(line) }) {
+				return fmt.Errorf("ig has not named %s for what it received", comm)
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatalf("%v\n%s", err, &ig.stderr)
+		}
+	}
+}
+
 // awaitReady returns when each ig has attached all programs that tell who sends.
 // It attaches them in no order (Start in its pkg/operators/ebpf): the filter may
 // be first, and names nobody then.
@@ -144,9 +169,12 @@ func awaitReady(t *testing.T, caller *agent, igs ...*stockIG) {
 }
 
 // awaitAll returns when ig has reported all that was before: its rings, one a
-// CPU, are read in order.
+// CPU, are read in order, and so is what waits for somebody to take it.
 func awaitAll(t *testing.T, caller *agent, igs ...*stockIG) {
 	t.Helper()
+	refused := netip.AddrPortFrom(sentinel.Addr(), 1)
+	caller.do(t, attempt.Request{Protocol: attempt.TCP, Src: netip.AddrPortFrom(sentinel.Addr(), 0), Dst: refused})
+	await(t, igs, refused, "", func() int { return 2 }) // sent, and received by nobody
 	events := callEachCPU(t, caller, sentinel)
 	await(t, igs, sentinel, "", func() int { return events })
 }
@@ -155,6 +183,8 @@ func awaitAll(t *testing.T, caller *agent, igs ...*stockIG) {
 // with each of two outputs.
 func TestStockIGAndTheGoAPIReportTheSameEvents(t *testing.T) {
 	a := newActors(t, newPair(t, hostNamespace(t), newNamespace(t, "other")))
+	prober := startAgent(t, a.pair.ends[0], agentOptions{name: "prober"})
+	serveProbes(t, prober)
 	asJSON := startIG(t, "--host", "-o", "json")
 	asColumns := startIG(t, "--host", "-o", "columns")
 	var truth []want
@@ -162,6 +192,7 @@ func TestStockIGAndTheGoAPIReportTheSameEvents(t *testing.T) {
 	// The namespace at the other end is not the host's.
 	events := watch(t, gadget.Options{}, func() {
 		awaitReady(t, a.callers[0], asJSON, asColumns)
+		awaitKnown(t, a.callers[0], "prober", asJSON, asColumns)
 		truth = slices.DeleteFunc(a.make(t, attempts()), func(w want) bool { return w.netNS != a.pair.ends[0].inode })
 		awaitAll(t, a.callers[0], asJSON, asColumns)
 		reported, table = asJSON.stop(t), asColumns.stop(t)

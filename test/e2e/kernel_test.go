@@ -26,7 +26,7 @@ import (
 const (
 	// A tenth of what the verifier goes through, BPF_COMPLEXITY_LIMIT_INSNS in
 	// include/linux/bpf.h.
-	maxVerified = 100_000
+	maxVerified = 150_000
 	// The program that sees every packet.
 	socketFilter = "network"
 )

@@ -43,7 +43,7 @@ func deepDir(t *testing.T, length int) string {
 	return dir
 }
 
-// pathsPlay has a server open a port in one folder and go to another one, and a
+// pathsPlay has a server open a port in one folder and go to serve in another one, and a
 // caller call it by TCP and UDP. It returns the paths that are to be seen of
 // each, by who is named: caller and server.
 func pathsPlay(t *testing.T, caller, server *agent) map[string]paths {
@@ -54,12 +54,11 @@ func pathsPlay(t *testing.T, caller, server *agent) map[string]paths {
 		return pathsOf(t, a)
 	}
 	chdir(server, openDir(t))
-	opened := pathsOf(t, server)
 	server.do(t, attempt.Request{Steps: []attempt.Step{
 		{Do: attempt.Listen, Protocol: attempt.TCP, Src: at(anyHost(4), tcp), Socket: "tcp"},
 		{Do: attempt.Open, Protocol: attempt.UDP, Src: at(anyHost(4), udp), Socket: "udp"},
 	}})
-	chdir(server, "/")
+	serves := chdir(server, "/")
 
 	called := chdir(caller, openDir(t))
 	caller.do(t, attempt.Request{Steps: []attempt.Step{
@@ -70,10 +69,10 @@ func pathsPlay(t *testing.T, caller, server *agent) map[string]paths {
 		{Do: attempt.Chdir, Dir: "/"},
 		{Do: attempt.Call, Protocol: attempt.TCP, Dst: at(overLoopback.address(4, 1), tcp)},
 	}})
-	return map[string]paths{"server": opened, "caller": called}
+	return map[string]paths{"server": serves, "caller": called}
 }
 
-func TestPathsAreThoseOfTheProcessWhenItConnectedOrOpenedThePort(t *testing.T) {
+func TestPathsAreThoseOfWhoConnectsAndWhoServes(t *testing.T) {
 	ns := newNamespace(t, "left")
 	ns.address(t, "lo", overLoopback.prefix(4, 1))
 	caller := startAgent(t, ns, agentOptions{name: "caller"})

@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"encoding/binary"
+	"fmt"
 	"net"
 	"net/netip"
 	"slices"
@@ -21,6 +22,9 @@ type rules struct {
 	table  *nftables.Table
 }
 
+// lastTable is the number of the last one: others can be there.
+var lastTable int
+
 // addRules has the kernel take rules of both families, until they are removed.
 func (ns *namespace) addRules(t *testing.T, write func(*rules)) (remove func()) {
 	t.Helper()
@@ -29,9 +33,10 @@ func (ns *namespace) addRules(t *testing.T, write func(*rules)) (remove func()) 
 		t.Fatal(err)
 	}
 	var tables []*nftables.Table
+	lastTable++
 	for _, family := range families {
 		r := &rules{conn: conn, family: family}
-		r.table = conn.AddTable(&nftables.Table{Name: "e2e", Family: r.nfproto()})
+		r.table = conn.AddTable(&nftables.Table{Name: fmt.Sprint("e2e-", lastTable), Family: r.nfproto()})
 		tables = append(tables, r.table)
 		write(r)
 	}

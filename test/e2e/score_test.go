@@ -25,18 +25,20 @@ type fact struct {
 	// the sighting has none.
 	source func(netip.AddrPort) bool
 	spared excuse // why nobody will do, too; "" if that will not
-	// worker: a thread of the kernel's may have done it for the process.
-	worker bool
-	origin string
+	// anyThread: it may be any of the process's, or one of the kernel's that works
+	// for it.
+	anyThread bool
+	origin    string
 }
 
 // excuse is why an event names nobody, and rightly so.
 type excuse string
 
 const (
+	passedOn    excuse = "the listener was passed on, and nobody has accepted since"
 	notServed   excuse = "nothing has the port, or gets it"
-	tooOld      excuse = "the socket is older than the gadget"
 	sameSource  excuse = "several processes had the source at once"
+	missedProbe excuse = "the kernel runs no kprobe in an interrupt in the middle of another one"
 	rawBorrowed excuse = "a raw socket used the port of another process"
 	ledAway     excuse = "another CPU sent the clone that tc has made"
 )
@@ -44,7 +46,7 @@ const (
 // names says whether an event names one of the owners.
 func (f fact) names(owner attempt.Process) bool {
 	return slices.ContainsFunc(f.owners, func(wanted attempt.Process) bool {
-		if f.worker {
+		if f.anyThread {
 			owner.TID, owner.Thread = wanted.TID, wanted.Thread
 		}
 		return owner == wanted
@@ -79,8 +81,6 @@ type score struct {
 	counts   map[string]*[verdicts]int
 	nobody   map[excuse]int // that events rightly name, or may
 	problems []string
-	// lenient: events need not say what the socket has, nor name the thread.
-	lenient bool
 }
 
 func newScore() *score {
@@ -117,11 +117,7 @@ func (s *score) settle(name string, facts []fact, events []seen) {
 	for _, step := range []func(fact, seen) (verdict, bool){isRight, isUnknown, isWrong} {
 		events = slices.DeleteFunc(events, func(e seen) bool {
 			return open.take(e, func(f fact) bool {
-				told := e
-				if s.lenient {
-					told = e.asToldBy(f)
-				}
-				v, ok := step(f, told)
+				v, ok := step(f, e)
 				if ok {
 					s.add(name, v, "%s\n    sent:   %s\n    wanted: %s, %s\n    got:    %s, %s", e.sighting, f.origin, f.owners, f.endsOf(e), e.owner, e.ends)
 					s.countNobody(f, e)
@@ -162,17 +158,6 @@ func (f fact) endsOf(e seen) ends {
 		return e.endsFor(e.owner)
 	}
 	return f.ends
-}
-
-// asToldBy is the event as if it said all that the fact does but for who.
-func (e seen) asToldBy(f fact) seen {
-	e.ends = f.endsOf(e)
-	for _, wanted := range f.owners {
-		if wanted.PID == e.owner.PID {
-			e.owner.Thread = wanted.Thread
-		}
-	}
-	return e
 }
 
 func isRight(f fact, e seen) (verdict, bool) {

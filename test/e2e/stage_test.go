@@ -163,20 +163,24 @@ type act struct {
 	parent  attempt.Step
 
 	to     []attempt.Process // who may be named where it arrives; none: nobody
-	from   *attempt.Process  // who is named where it is sent, if not who does it
 	beyond *namespace        // where it arrives, if not in the agent's namespace
 	// spared says why it may be nobody's, too; "" if it may not.
 	spared excuse
 	// never: it reaches no device, and so arrives nowhere.
 	never bool
+	// lost: it arrives nowhere.
+	lost bool
 	// raw: no socket that a TCP or UDP has sends it.
 	raw bool
 	// worker: a thread of the kernel's may do it for the process.
 	worker bool
 	// nat, if not nil, is what becomes of the socket's ends on the wire, and passed
 	// what becomes of them where they pass another namespace. A source port that
-	// is 0 then is any.
+	// is 0 then is any. taken is where the socket that gets it has it, for who is
+	// not told by the wire.
 	nat, passed func(ends) ends
+	taken       func(netip.AddrPort) netip.AddrPort
+	seenFrom    func(netip.AddrPort) netip.AddrPort // where it has come from, as that socket has it
 }
 
 func (a act) request() attempt.Step {
@@ -271,10 +275,6 @@ func (s *stage) facts(a act, report attempt.Report) []fact {
 	if !a.step.Attempts() {
 		return nil
 	}
-	sender := report.Process
-	if a.from != nil {
-		sender = *a.from
-	}
 	asked := ends{local: report.Src, remote: report.Dst}
 	if a.nat != nil {
 		onWire := a.nat(asked)
@@ -289,15 +289,22 @@ func (s *stage) facts(a act, report attempt.Report) []fact {
 		f := fact{sighting: w.sighting, origin: w.origin, spared: a.spared}
 		switch {
 		case w.egress:
-			f.owners, f.worker = []attempt.Process{sender}, a.worker
+			f.owners, f.anyThread = []attempt.Process{report.Process}, a.worker
 			if !a.raw {
 				f.ends = asked
 			}
 		case a.passed != nil:
-			f.sighting = f.from(a.passed(asked).local)
+			f.sighting = f.as(a.passed(asked))
 		}
 		if !w.egress && len(a.to) > 0 {
-			f.owners, f.onWire = a.to, true
+			f.owners, f.onWire, f.anyThread = a.to, a.taken == nil && a.seenFrom == nil, true
+			f.ends = ends{local: f.dst, remote: f.src}
+			if a.taken != nil {
+				f.local = a.taken(f.dst)
+			}
+			if a.seenFrom != nil {
+				f.remote = a.seenFrom(f.src)
+			}
 		}
 		switch {
 		case a.never:
@@ -312,9 +319,10 @@ func (s *stage) facts(a act, report attempt.Report) []fact {
 	return facts
 }
 
-// from is a received attempt, if it came from another source.
-func (s sighting) from(src netip.AddrPort) sighting {
-	s.src, s.peer = src, netip.AddrPortFrom(src.Addr(), s.dst.Port())
+// as is a received attempt, if it had other ends.
+func (s sighting) as(e ends) sighting {
+	s.src, s.dst = e.local, e.remote
+	s.peer = netip.AddrPortFrom(s.src.Addr(), s.dst.Port())
 	return s
 }
 
@@ -324,7 +332,7 @@ func fromAny(addr netip.Addr) func(netip.AddrPort) bool {
 }
 
 func (a act) receiver() *namespace {
-	if a.never {
+	if a.never || a.lost {
 		return nil
 	}
 	if a.beyond != nil {

@@ -32,8 +32,8 @@ const (
 // guestModules are the drivers of the devices that the tests make, and what the
 // rules that they write are made of.
 var guestModules = []string{
-	"veth", "8021q", "tun", "overlay", "bridge", "bonding", "macvlan", "dummy", "ifb",
-	"nf_tables", "nft_chain_nat", "nft_nat", "nft_masq", "nft_redir", "nft_reject_ipv4", "nft_reject_ipv6",
+	"veth", "8021q", "tun", "overlay", "bridge", "bonding", "macvlan", "dummy", "ifb", "vrf",
+	"nf_tables", "nft_chain_nat", "nft_nat", "nft_masq", "nft_redir", "nft_tproxy", "nft_ct", "nft_reject_ipv4", "nft_reject_ipv6",
 	"nft_compat", "xt_nat", "xt_MASQUERADE", "xt_REDIRECT", "xt_tcpudp",
 	"sch_ingress", "cls_matchall", "act_mirred",
 }

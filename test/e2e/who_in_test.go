@@ -31,9 +31,6 @@ type arrangement struct {
 	opens    []opening
 	calls    []called
 	needs    func() error
-	// alone: no socket shares the port of another, so that IG's books tell who
-	// has one that is older than the gadget.
-	alone bool
 }
 
 // Short names for what the tables below say often.
@@ -60,7 +57,7 @@ var tcpArrangements = []arrangement{
 		calls: []called{{4, 1, []int{1}, none}, {4, 2, []int{0}, none}, {6, 1, []int{3}, none}, {6, 2, []int{2}, none}},
 	},
 	{
-		name: "TCP in: dual-stack", protocol: attempt.TCP, alone: true,
+		name: "TCP in: dual-stack", protocol: attempt.TCP,
 		opens: []opening{{0, 6, wildcard, dual}},
 		calls: []called{{4, 1, []int{0}, none}, {6, 1, []int{0}, none}},
 	},
@@ -70,27 +67,27 @@ var tcpArrangements = []arrangement{
 		calls: []called{{4, 1, []int{0}, none}, {4, 2, []int{1}, none}, {6, 1, []int{0}, none}},
 	},
 	{
-		name: "TCP in: IPv6 only beside IPv4", protocol: attempt.TCP, alone: true,
+		name: "TCP in: IPv6 only beside IPv4", protocol: attempt.TCP,
 		opens: []opening{{0, 6, wildcard, none}, {1, 4, wildcard, none}},
 		calls: []called{{4, 1, []int{1}, none}, {6, 1, []int{0}, none}},
 	},
 	{
-		name: "TCP in: IPv6 only", protocol: attempt.TCP, alone: true,
+		name: "TCP in: IPv6 only", protocol: attempt.TCP,
 		opens: []opening{{0, 6, wildcard, none}},
 		calls: []called{{4, 1, nil, none}, {6, 1, []int{0}, none}},
 	},
 	{
-		name: "TCP in: v4-mapped address", protocol: attempt.TCP, alone: true,
+		name: "TCP in: v4-mapped address", protocol: attempt.TCP,
 		opens: []opening{{0, 4, 1, dual}, {1, 4, 2, none}},
 		calls: []called{{4, 1, []int{0}, none}, {4, 2, []int{1}, none}, {4, 3, nil, none}},
 	},
 	{
-		name: "TCP in: MPTCP listener", protocol: attempt.TCP, alone: true, needs: lacksMPTCP,
+		name: "TCP in: MPTCP listener", protocol: attempt.TCP, needs: lacksMPTCP,
 		opens: []opening{{0, 4, wildcard, attempt.Step{MPTCP: true}}, {1, 6, 1, attempt.Step{MPTCP: true}}},
 		calls: []called{{4, 1, []int{0}, none}, {6, 1, []int{1}, attempt.Step{MPTCP: true}}},
 	},
 	{
-		name: "TCP in: Go's listener", protocol: attempt.TCP, alone: true,
+		name: "TCP in: Go's listener", protocol: attempt.TCP,
 		opens: []opening{{0, 6, wildcard, attempt.Step{Go: true}}},
 		calls: []called{{4, 1, []int{0}, none}, {6, 1, []int{0}, none}},
 	},
@@ -118,12 +115,12 @@ var udpArrangements = []arrangement{
 		calls: []called{{4, 1, []int{0}, none}, {4, 2, []int{1}, none}, {6, 1, []int{0}, none}},
 	},
 	{
-		name: "UDP in: IPv6 only beside IPv4", protocol: attempt.UDP, alone: true,
+		name: "UDP in: IPv6 only beside IPv4", protocol: attempt.UDP,
 		opens: []opening{{0, 6, wildcard, none}, {1, 4, wildcard, none}},
 		calls: []called{{4, 1, []int{1}, none}, {6, 1, []int{0}, none}},
 	},
 	{
-		name: "UDP in: IPv6 only", protocol: attempt.UDP, alone: true,
+		name: "UDP in: IPv6 only", protocol: attempt.UDP,
 		opens: []opening{{0, 6, wildcard, none}},
 		calls: []called{{4, 1, nil, none}, {6, 1, []int{0}, none}},
 	},
@@ -138,7 +135,7 @@ var udpArrangements = []arrangement{
 		calls: []called{{4, 1, []int{0}, none}, {4, 1, []int{1}, asPeer}, {4, 2, []int{0}, none}},
 	},
 	{
-		name: "UDP in: connected socket alone", protocol: attempt.UDP, alone: true,
+		name: "UDP in: connected socket alone", protocol: attempt.UDP,
 		opens: []opening{{1, 4, 1, connected}},
 		calls: []called{{4, 1, nil, none}, {4, 1, []int{1}, asPeer}, {4, 2, nil, none}},
 	},
@@ -197,14 +194,6 @@ func (a arrangement) acts(s *stage, port, turn, n int) []act {
 	return acts
 }
 
-// spared says why nobody may be named for a socket that is older than the gadget.
-func (a arrangement) spared() excuse {
-	if a.alone {
-		return ""
-	}
-	return tooOld
-}
-
 // takenOver has servers hand ports to each other: each time, one closes and
 // another opens the same at once.
 func takenOver(arrangements []arrangement) func(*stage, string) {
@@ -221,8 +210,8 @@ func takenOver(arrangements []arrangement) func(*stage, string) {
 	}
 }
 
-// olderCases are ports that were opened before the gadget started: they are
-// known by IG's books, or not at all. Then they are taken over.
+// olderCases are ports that were opened before the gadget started. Then they are
+// taken over.
 func olderCases() []whoCase {
 	var cases []whoCase
 	for _, a := range slices.Concat(tcpArrangements, udpArrangements) {
@@ -232,11 +221,7 @@ func olderCases() []whoCase {
 			name: "older, " + a.name, needs: a.needs,
 			before: func(s *stage) { open = a.open(s, port, 0) },
 			play: func(s *stage, name string) {
-				acts := a.acts(s, port, 0, s.attempts/4)
-				for i := range acts {
-					acts[i].spared = a.spared()
-				}
-				s.wave(name, acts)
+				s.wave(name, a.acts(s, port, 0, s.attempts/4))
 				s.shut(open...)
 				open = a.open(s, port, 1)
 				s.wave("taken over, "+name, a.acts(s, port, 1, s.attempts/4))
@@ -244,11 +229,10 @@ func olderCases() []whoCase {
 			},
 		})
 	}
-	return append(cases, besideOlder())
+	return append(cases, besideOlder(), manyOlder())
 }
 
-// besideOlder has a port opened beside older ones of more exact addresses: IG
-// knows one of these at most.
+// besideOlder has a port opened beside older ones of more exact addresses.
 func besideOlder() whoCase {
 	older := arrangement{protocol: attempt.UDP, opens: []opening{{1, 4, 1, shared}, {2, 4, 2, shared}}}
 	younger := arrangement{
@@ -262,11 +246,7 @@ func besideOlder() whoCase {
 		before: func(s *stage) { open = older.open(s, port, 0) },
 		play: func(s *stage, name string) {
 			open = append(open, younger.open(s, port, 0)...)
-			acts := younger.acts(s, port, 0, s.attempts/4)
-			for i := range acts {
-				acts[i].spared = tooOld
-			}
-			s.wave(name, acts)
+			s.wave(name, younger.acts(s, port, 0, s.attempts/4))
 			s.shut(open...)
 		},
 	}

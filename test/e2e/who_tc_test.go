@@ -106,9 +106,12 @@ func (ns *namespace) addUntil(t *testing.T, link netlink.Link) (remove func()) {
 	}
 }
 
-// spared says why nobody may be named for what a process sends: a datagram is no
-// socket's when it is not known to be on its way.
+// spared says why nobody may be named: a datagram is no socket's when it is not known
+// to be on its way, and what an ifb brings comes in the middle of anything.
 func (d detour) spared(protocol attempt.Protocol) excuse {
+	if protocol == attempt.TCP && d.parent == netlink.HANDLE_MIN_INGRESS && d.action == netlink.TCA_EGRESS_REDIR {
+		return missedProbe
+	}
 	if protocol == attempt.UDP && d.parent == netlink.HANDLE_MIN_EGRESS && d.action == netlink.TCA_EGRESS_REDIR {
 		return ledAway
 	}

@@ -17,7 +17,6 @@ import (
 	"strings"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/btf"
 	"github.com/cilium/ebpf/link"
 	"github.com/cilium/ebpf/rlimit"
 
@@ -50,13 +49,7 @@ func Load(spec *ebpf.CollectionSpec) (*ebpf.Collection, error) {
 }
 
 func load(spec *ebpf.CollectionSpec, level ebpf.LogLevel) (*ebpf.Collection, error) {
-	extra, err := socketEnricherTypes(spec.Types)
-	if err != nil {
-		return nil, err
-	}
-	c, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{
-		Programs: ebpf.ProgramOptions{ExtraRelocationTargets: []*btf.Spec{extra}, LogLevel: level},
-	})
+	c, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{Programs: ebpf.ProgramOptions{LogLevel: level}})
 	if err != nil {
 		return nil, fmt.Errorf("loading the eBPF object: %w", err)
 	}
@@ -122,25 +115,6 @@ func attachHook(spec *ebpf.ProgramSpec, p *ebpf.Program) (link.Link, error) {
 		return link.Kretprobe(spec.AttachTo, p, nil)
 	}
 	return link.Kprobe(spec.AttachTo, p, nil)
-}
-
-// socketEnricherTypes is the BTF that IG makes at run time, of the value of
-// its map alone: a kernel type of the object's would compete with the kernel's
-// own.
-func socketEnricherTypes(types *btf.Spec) (*btf.Spec, error) {
-	var value *btf.Struct
-	if err := types.TypeByName("gadget_socket_value", &value); err != nil {
-		return nil, fmt.Errorf("looking up struct gadget_socket_value in the object's BTF: %w", err)
-	}
-	builder, err := btf.NewBuilder([]btf.Type{value}, nil)
-	if err != nil {
-		return nil, fmt.Errorf("making BTF of struct gadget_socket_value: %w", err)
-	}
-	raw, err := builder.Marshal(nil, nil)
-	if err != nil {
-		return nil, fmt.Errorf("making BTF of struct gadget_socket_value: %w", err)
-	}
-	return btf.LoadSpecFromReader(bytes.NewReader(raw))
 }
 
 // embedded finds the eBPF object of an architecture in the OCI layout.

@@ -4,13 +4,11 @@ package unit
 
 import (
 	"errors"
-	"fmt"
 	"net/netip"
 	"testing"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/btf"
-	"golang.org/x/sys/unix"
 )
 
 // The books by their names in the object.
@@ -22,7 +20,10 @@ const (
 	askedBook      = "asked" // of the hooks
 	pageBook       = "sockets"
 	pathBook       = "socket_paths"
-	igBook         = "gadget_sockets"
+	listenerBook   = "listeners"
+	arrivalBook    = "arrivals"
+	arrivingBook   = "arriving"
+	endingBook     = "ending"
 	limitBook      = "limits"
 	tellingBook    = "telling"
 	flowBook       = "flows"
@@ -34,8 +35,8 @@ const (
 
 // allBooks are those that the socket filter has.
 var allBooks = []string{
-	connectionBook, synBook, portBook, rawBook, pageBook, pathBook, igBook,
-	limitBook, tellingBook, flowBook, unsentBook, announcedBook, queuedBook, counterBook,
+	connectionBook, synBook, portBook, rawBook, pageBook, pathBook,
+	listenerBook, arrivalBook, arrivingBook, endingBook, limitBook, tellingBook, flowBook, unsentBook, announcedBook, queuedBook, counterBook,
 }
 
 // A book is a map with the layout of its keys and values.
@@ -129,7 +130,7 @@ type entry struct {
 	called    uint64 // when it was told to send, in nanoseconds since the boot
 	progress  uint8  // of a connection's first SYN: enum progress
 	// As in struct owner.
-	ipv6only, connected, closed, doubtful, crowded bool
+	ipv6only, connected, closed, crowded bool
 	// unpaged: the socket's page in the books had to make way. idle: nothing that it
 	// has sent is on its way, whatever the others have.
 	unpaged, idle bool
@@ -210,7 +211,7 @@ func (b *book) encodeOwner(e entry) []byte {
 		"sk": e.sk, "since": e.since, "device": uint64(e.device), "isn": uint64(e.isn),
 		"started": e.started, "called": e.called, "family": uint64(e.family), "progress": uint64(e.progress),
 		"ipv6only": bit(e.ipv6only), "connected": bit(e.connected), "closed": bit(e.closed),
-		"doubtful": bit(e.doubtful), "crowded": bit(e.crowded),
+		"crowded": bit(e.crowded),
 	} {
 		b.value.field(name).putUint(value, v)
 	}
@@ -259,31 +260,4 @@ func (g *gadget) bookRaw(tb testing.TB, p packet, e entry) {
 	if err := b.Put(key, b.encodeOwner(e)); err != nil {
 		tb.Fatal(err)
 	}
-}
-
-// bookForIG does what IG's socket enricher does for the socket at sk.
-func (g *gadget) bookForIG(e entry, deleted bool) error {
-	b := g.books[igBook]
-	key, value := make([]byte, b.key.size), make([]byte, b.value.size)
-	family := uint64(unix.AF_INET)
-	if e.local.Addr().Is6() {
-		family = unix.AF_INET6
-	}
-	for name, v := range map[string]uint64{
-		"netns": uint64(e.netns), "family": family, "proto": uint64(e.proto), "port": uint64(e.local.Port()),
-	} {
-		b.key.field(name).putUint(key, v)
-	}
-	for name, v := range map[string]uint64{
-		"mntns": e.owner.MntNS, "pid_tgid": e.owner.PID<<32 | e.owner.TID, "uid_gid": e.owner.GID<<32 | e.owner.UID,
-		"ppid": e.owner.ParentPID, "ptid": e.owner.ParentTID, "ipv6only": bit(e.ipv6only), "sock": e.sk, "deletion_timestamp": bit(deleted),
-	} {
-		b.value.field(name).putUint(value, v)
-	}
-	copy(b.value.field("task").of(value), e.owner.Comm)
-	copy(b.value.field("ptask").of(value), e.owner.ParentComm)
-	if err := b.Put(key, value); err != nil {
-		return fmt.Errorf("giving a socket to a process: %w", err)
-	}
-	return nil
 }

@@ -56,6 +56,8 @@ type setup struct {
 	params parameters
 	ring   int  // bytes per CPU; 0: ringSize
 	clock  bool // with the clock, which is still: see gadget.tick()
+	older  bool // with what books the sockets that are there, see gadget.bookOlder()
+	awaits bool // what is received waits for the kernel's answer, which never comes
 }
 
 // A gadget is the socket filter, loaded on its own.
@@ -99,7 +101,11 @@ func (s setup) load(tb testing.TB) *gadget {
 		tb.Fatal(err)
 	}
 	tb.Cleanup(c.Close)
-	return s.open(tb, spec, c)
+	g := s.open(tb, spec, c)
+	if !s.awaits {
+		g.setEnding(tb, true)
+	}
+	return g
 }
 
 // open takes the gadget from what is loaded.
@@ -134,14 +140,15 @@ func (g *gadget) close() {
 const (
 	filterProgram = "network"
 	clockProgram  = "network_timeout"
+	olderProgram  = "network_older"
 )
 
-// reduce leaves the socket filter, and the clock if it is asked for: the object's
-// other programs may be of kinds that this kernel cannot load.
+// reduce leaves the socket filter, and what else is asked for: the object's other
+// programs may be of kinds that this kernel cannot load.
 func (s setup) reduce(spec *ebpf.CollectionSpec) error {
-	filter, clock := spec.Programs[filterProgram], spec.Programs[clockProgram]
-	if filter == nil || filter.Type != ebpf.SocketFilter || clock == nil {
-		return fmt.Errorf("the eBPF object lacks the socket filter %s or the clock %s", filterProgram, clockProgram)
+	filter, clock, older := spec.Programs[filterProgram], spec.Programs[clockProgram], spec.Programs[olderProgram]
+	if filter == nil || filter.Type != ebpf.SocketFilter || clock == nil || older == nil {
+		return fmt.Errorf("the eBPF object lacks the socket filter %s, %s or %s", filterProgram, clockProgram, olderProgram)
 	}
 	spec.Programs = map[string]*ebpf.ProgramSpec{filterProgram: filter}
 	if s.clock {
@@ -149,6 +156,9 @@ func (s setup) reduce(spec *ebpf.CollectionSpec) error {
 		// clock reads nothing of what either is given.
 		clock.Type, clock.AttachTo = ebpf.RawTracepoint, ""
 		spec.Programs[clockProgram] = clock
+	}
+	if s.older {
+		spec.Programs[olderProgram] = older
 	}
 	dropUnused(spec)
 	return nil

@@ -177,7 +177,7 @@ type party struct {
 // attempt books the party's socket on a port, and returns an attempt for it.
 func (p party) attempt(tb testing.TB, g *gadget, port uint16, now uint64) (packet, event) {
 	tb.Helper()
-	packet := tcp4.with(toPort(port))
+	packet := udp4.with(toPort(port))
 	if p.crowded {
 		g.crowd(tb, p.netns, p.family)
 	}

@@ -48,12 +48,6 @@ func owned(e event, by process) event {
 	return e
 }
 
-// byIG is what IG knows of a process.
-func byIG(p process) process {
-	p.Thread = ""
-	return p
-}
-
 // The two ends of the packets that are looked up: the local one is the
 // receiver of one packet, and the sender of the other. Both ports are low, so
 // that datagrams are attempts.
@@ -115,7 +109,6 @@ func overProto(n uint8) func(*entry)     { return func(e *entry) { e.proto = n }
 func isClosed(e *entry)                  { e.closed = true }
 func isConnected(e *entry)               { e.connected = true }
 func isIPv6Only(e *entry)                { e.ipv6only = true }
-func isDoubtful(e *entry)                { e.doubtful = true }
 func isCrowded(e *entry)                 { e.crowded = true }
 func isUnpaged(e *entry)                 { e.unpaged = true }
 func isIdle(e *entry)                    { e.idle = true }
@@ -131,23 +124,16 @@ func ownerCases() []ownerCase {
 func addressOwnerCases() []ownerCase {
 	const tcp, udp = protoTCP, protoUDP
 	return []ownerCase{
-		{"the address over TCP", tcp, here4, there4, []entry{port(here4, "exact")}, "exact", ""},
-		{"the address over UDP", udp, here4, there4, []entry{port(here4, "exact")}, "exact", "exact"},
-		{"the IPv6 address over TCP", tcp, here6, there6, []entry{port(here6, "exact")}, "exact", ""},
-		{"the IPv6 address over UDP", udp, here6, there6, []entry{port(here6, "exact")}, "exact", "exact"},
-		{"every address over TCP", tcp, here4, there4, []entry{port(any4, "wildcard")}, "wildcard", ""},
-		{"every address over UDP", udp, here4, there4, []entry{port(any4, "wildcard")}, "wildcard", "wildcard"},
-		{"every IPv6 address over TCP", tcp, here6, there6, []entry{port(any6, "wildcard")}, "wildcard", ""},
-		{"every IPv6 address over UDP", udp, here6, there6, []entry{port(any6, "wildcard")}, "wildcard", "wildcard"},
+		{"a listener's address", tcp, here4, there4, []entry{port(here4, "listener")}, "", ""},
+		{"the address", udp, here4, there4, []entry{port(here4, "exact")}, "exact", "exact"},
+		{"the IPv6 address", udp, here6, there6, []entry{port(here6, "exact")}, "exact", "exact"},
+		{"every address", udp, here4, there4, []entry{port(any4, "wildcard")}, "wildcard", "wildcard"},
+		{"a listener's every address", tcp, here6, there6, []entry{port(any6, "listener")}, "", ""},
+		{"every IPv6 address", udp, here6, there6, []entry{port(any6, "wildcard")}, "wildcard", "wildcard"},
 
 		{
 			"the address before every address", udp, here4, there4,
 			[]entry{port(here4, "exact", since(1)), port(any4, "wildcard"), port(any6, "dual")},
-			"exact", "",
-		},
-		{
-			"the address before every address over TCP", tcp, here4, there4,
-			[]entry{port(any6, "dual"), port(any4, "wildcard"), port(here4, "exact")},
 			"exact", "",
 		},
 		{
@@ -160,10 +146,8 @@ func addressOwnerCases() []ownerCase {
 			[]entry{port(any4, "wildcard", since(1)), port(any6, "dual")},
 			"wildcard", "",
 		},
-		{"a dual-stack socket has IPv4 over TCP", tcp, here4, there4, []entry{port(any6, "dual")}, "dual", ""},
-		{"a dual-stack socket has IPv4 over UDP", udp, here4, there4, []entry{port(any6, "dual")}, "dual", "dual"},
-		{"an IPv6-only socket has no IPv4 over TCP", tcp, here4, there4, []entry{port(any6, "only", isIPv6Only)}, "", ""},
-		{"an IPv6-only socket has no IPv4 over UDP", udp, here4, there4, []entry{port(any6, "only", isIPv6Only)}, "", ""},
+		{"a dual-stack socket has IPv4", udp, here4, there4, []entry{port(any6, "dual")}, "dual", "dual"},
+		{"an IPv6-only socket has no IPv4", udp, here4, there4, []entry{port(any6, "only", isIPv6Only)}, "", ""},
 		{"an IPv6-only socket has IPv6", udp, here6, there6, []entry{port(any6, "only", isIPv6Only)}, "only", "only"},
 		{
 			"a dual-stack socket beside an IPv6-only one", udp, here4, there4,
@@ -180,10 +164,14 @@ func addressOwnerCases() []ownerCase {
 		{"another port", udp, here4, there4, []entry{port(otherPort4, "other")}, "", ""},
 		{"TCP to a UDP port", tcp, here4, there4, []entry{port(here4, "other", overProto(udp))}, "", ""},
 		{"UDP to a TCP port", udp, here4, there4, []entry{port(any4, "other", overProto(tcp))}, "", ""},
-		{"another network namespace over TCP", tcp, here4, there4, []entry{port(here4, "other", inNetNS(elsewhere))}, "", ""},
-		{"another network namespace over UDP", udp, here4, there4, []entry{port(any6, "other", inNetNS(elsewhere))}, "", ""},
+		{"another network namespace", udp, here4, there4, []entry{port(any6, "other", inNetNS(elsewhere))}, "", ""},
 		{
 			"another network namespace, by connection", udp, here4, there4,
+			[]entry{connection(here4, there4, "other", inNetNS(elsewhere))},
+			"", "",
+		},
+		{
+			"another network namespace, by connection over TCP", tcp, here4, there4,
 			[]entry{connection(here4, there4, "other", inNetNS(elsewhere))},
 			"", "",
 		},
@@ -192,9 +180,8 @@ func addressOwnerCases() []ownerCase {
 
 // stateOwnerCases: sockets that take nothing in, but may have sent.
 func stateOwnerCases() []ownerCase {
-	const tcp, udp = protoTCP, protoUDP
+	const udp = protoUDP
 	return []ownerCase{
-		{"a closed listener", tcp, here4, there4, []entry{port(here4, "closed", isClosed)}, "", ""},
 		{"a closed port with nothing on its way", udp, here4, there4, []entry{port(here4, "closed", isClosed, isIdle)}, "", ""},
 		{"a closed wildcard with nothing on its way", udp, here4, there4, []entry{port(any4, "closed", isClosed, isIdle)}, "", ""},
 		{"a closed dual-stack with nothing on its way", udp, here4, there4, []entry{port(any6, "closed", isClosed, isIdle)}, "", ""},
@@ -208,11 +195,6 @@ func stateOwnerCases() []ownerCase {
 			"closed, and another one lives on", udp, here4, there4,
 			[]entry{port(here4, "closed", isClosed, isIdle), port(any4, "alive")},
 			"alive", "alive",
-		},
-		{
-			"a closed listener, and another one lives on", tcp, here4, there4,
-			[]entry{port(here4, "closed", isClosed), port(any6, "alive")},
-			"alive", "",
 		},
 		{
 			"connected takes nothing of strangers", udp, here4, stranger4,
@@ -239,9 +221,8 @@ func stateOwnerCases() []ownerCase {
 			[]entry{port(here4, "elsewhere", device(otherDevice))},
 			"", "elsewhere",
 		},
-		{"another interface over TCP", tcp, here4, there4, []entry{port(here4, "elsewhere", device(otherDevice))}, "", ""},
 		{"its interface", udp, here4, there4, []entry{port(here4, "bound", device(packetDevice))}, "bound", "bound"},
-		{"its interface over TCP", tcp, here6, there6, []entry{port(any6, "bound", device(packetDevice))}, "bound", ""},
+		{"its interface over IPv6", udp, here6, there6, []entry{port(any6, "bound", device(packetDevice))}, "bound", "bound"},
 		{
 			"its interface before none", udp, here4, there4,
 			[]entry{port(any4, "bound", device(packetDevice), since(1)), port(any4, "free", slot(1))},
@@ -252,8 +233,7 @@ func stateOwnerCases() []ownerCase {
 			[]entry{port(any4, "elsewhere", device(otherDevice)), port(any4, "free", slot(1), since(1))},
 			"free", "",
 		},
-		{"without a page over TCP", tcp, here4, there4, []entry{port(here4, "gone", isUnpaged)}, "", ""},
-		{"without a page over UDP", udp, here4, there4, []entry{port(here4, "gone", isUnpaged)}, "", ""},
+		{"without a page", udp, here4, there4, []entry{port(here4, "gone", isUnpaged)}, "", ""},
 		{
 			"with the page of another socket of its address", udp, here4, there4,
 			[]entry{
@@ -267,7 +247,7 @@ func stateOwnerCases() []ownerCase {
 
 // sharedOwnerCases: several sockets of one address and port.
 func sharedOwnerCases() []ownerCase {
-	const tcp, udp = protoTCP, protoUDP
+	const udp = protoUDP
 	eight := func(owner string, changes ...func(*entry)) (all []entry) {
 		for n := range uint64(8) {
 			all = append(all, port(here4, fmt.Sprint(owner, n), append(changes, slot(n))...))
@@ -286,7 +266,7 @@ func sharedOwnerCases() []ownerCase {
 			"last", "",
 		},
 		{
-			"the last listener", tcp, here6, there6,
+			"the last one bound over IPv6", udp, here6, there6,
 			[]entry{port(any6, "first"), port(any6, "last", slot(1))},
 			"last", "",
 		},
@@ -296,20 +276,19 @@ func sharedOwnerCases() []ownerCase {
 			"last", "last",
 		},
 		{
-			"the last one closed", tcp, here4, there4,
-			[]entry{port(here4, "first"), port(here4, "last", slot(1), isClosed)},
-			"first", "",
+			"the last one closed", udp, here4, there4,
+			[]entry{port(here4, "first"), port(here4, "last", slot(1), isClosed, isIdle)},
+			"first", "first",
 		},
 		{
 			"a hole in the slots", udp, here4, there4,
 			[]entry{port(here4, "fourth", slot(3)), port(here4, "last", slot(6), isClosed, isIdle)},
 			"fourth", "fourth",
 		},
-		{"the last slot alone", tcp, here4, there4, []entry{port(here4, "eighth", slot(7))}, "eighth", ""},
+		{"the last slot alone", udp, here4, there4, []entry{port(here4, "eighth", slot(7))}, "eighth", "eighth"},
 		{"behind the last slot", udp, here4, there4, []entry{port(here4, "ninth", slot(8))}, "", ""},
 		{"all of eight", udp, here4, there4, eight("number "), "number 7", ""},
 		{"all of eight closed", udp, here4, there4, eight("number ", isClosed), "", ""},
-		{"all of eight listeners closed", tcp, here4, there4, eight("number ", isClosed), "", ""},
 		{
 			"all of eight closed, and every address", udp, here4, there4,
 			append(eight("number ", isClosed, isIdle), port(any4, "alive")), "alive", "alive",
@@ -335,7 +314,6 @@ func connectionOwnerCases() []ownerCase {
 			[]entry{port(here6, "server"), connection(here6, there6, "client", since(1))},
 			"client", "",
 		},
-		{"a listener sends no SYN", tcp, here4, there4, []entry{port(here4, "server"), port(any4, "all")}, "server", ""},
 		{
 			"two clients of one port", tcp, here4, there4,
 			[]entry{connection(here4, stranger4, "other"), connection(here4, there4, "client")},
@@ -352,6 +330,7 @@ func connectionOwnerCases() []ownerCase {
 			[]entry{connection(here4, there4, "closed", isClosed, isIdle), port(any4, "server")},
 			"server", "server",
 		},
+		{"a closed one over TCP", tcp, here4, there4, []entry{connection(here4, there4, "closed", isClosed)}, "", ""},
 		{
 			"a SYN of another socket of the same ends", tcp, here4, there4,
 			[]entry{connection(here4, there4, "client", sequence(synSequence+1))},
@@ -426,7 +405,6 @@ func senderOwnerCases() []ownerCase {
 			[]entry{port(here4, "one"), port(any4, "one", inThread(1))},
 			"one", "",
 		},
-		{"one that others may share the port with", udp, here4, there4, []entry{port(here4, "one", isDoubtful)}, "", ""},
 		{"one that there was no room beside", udp, here4, there4, []entry{port(here4, "one", isCrowded)}, "", ""},
 		{
 			"one that sends beside a slot without room", udp, here4, there4,
@@ -572,7 +550,6 @@ func TestBookedSocketIsNamedWhileItHasThePort(t *testing.T) {
 		{"a UDP server of every address", realSocket{proto: protoUDP, local: any4}},
 		{"a dual-stack UDP server", realSocket{proto: protoUDP, local: any6}},
 		{"a UDP client", realSocket{proto: protoUDP, local: here4, remote: there4}},
-		{"a listener", realSocket{proto: protoTCP, local: here4, listens: true}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			e := c.socket.entry(t)
@@ -602,6 +579,9 @@ func TestBookedSocketIsNamedWhileItHasThePort(t *testing.T) {
 	}
 }
 
+// byBothEnds is the only way of a SYN.
+const byBothEnds = "by both ends"
+
 // The ways in which an attempt gets its owner.
 func ways() map[string]func(tb testing.TB, g *gadget, netns uint32, p packet, by process) {
 	book := func(change func(*entry)) func(testing.TB, *gadget, uint32, packet, process) {
@@ -626,7 +606,7 @@ func ways() map[string]func(tb testing.TB, g *gadget, netns uint32, p packet, by
 			}
 			e.local = netip.AddrPortFrom(zero, e.local.Port())
 		}),
-		"by both ends": book(func(e *entry) { e.remote = e.local }),
+		byBothEnds: book(func(e *entry) { e.remote = e.local }),
 	}
 }
 
@@ -635,10 +615,14 @@ func ways() map[string]func(tb testing.TB, g *gadget, netns uint32, p packet, by
 func TestAttemptOfNobodyHasNoProcessWhateverWasReportedBefore(t *testing.T) {
 	for way, own := range ways() {
 		g := load(t, nil)
-		for _, p := range attempts {
+		known := []packet{udp4, udp6}
+		if way == byBothEnds {
+			known = attempts
+		}
+		for _, p := range known {
 			own(t, g, someNetNS, p, someone)
 		}
-		for _, before := range attempts {
+		for _, before := range known {
 			for _, p := range attempts {
 				nobody := p.with(toPort(p.dport + 1))
 				name := fmt.Sprintf("%s after %s %s", p.title(), before.title(), way)
@@ -693,7 +677,9 @@ func TestTrafficOfNobodyHasNoProcessWhateverWasReportedBefore(t *testing.T) {
 	newSilence(t, home)
 	for _, p := range attempts {
 		nobody := p.with(ports(p.sport+100, p.dport+100))
-		w.watcher.bookPort(t, entry{netns: w.netns(false), local: p.to(), proto: p.proto, owner: server})
+		for _, from := range []netip.AddrPort{p.from(), nobody.from()} {
+			w.watcher.bookConnection(t, entry{netns: w.netns(false), local: p.to(), remote: from, proto: p.proto, owner: server})
+		}
 		for _, to := range []netip.AddrPort{p.to(), nobody.to()} {
 			e := entry{netns: w.netns(true), local: p.from(), remote: to, proto: p.proto, owner: client}
 			if p.proto == protoUDP {

@@ -147,13 +147,13 @@ func TestProcessFiltersLetTheirProcessThroughAlone(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			g := load(t, c.params)
-			g.bookPort(t, entry{netns: someNetNS, local: tcp4.to(), proto: protoTCP, owner: c.owner})
+			g.bookPort(t, entry{netns: someNetNS, local: udp4.to(), proto: protoUDP, owner: c.owner})
 			var want []event
 			if c.want {
-				want = []event{owned(tcp4.event(false, someNetNS), c.owner)}
+				want = []event{owned(udp4.event(false, someNetNS), c.owner)}
 			}
-			got, err := g.verdict(tcp4.frame(), someNetNS)
-			if err := errors.Join(err, difference(tcp4.frame(), got, want)); err != nil {
+			got, err := g.verdict(udp4.frame(), someNetNS)
+			if err := errors.Join(err, difference(udp4.frame(), got, want)); err != nil {
 				t.Errorf("with %v: %v", c.params, err)
 			}
 		})
@@ -206,7 +206,9 @@ func TestAttemptsOfNobodyAreCountedWhereSomebodyIsWanted(t *testing.T) {
 			g := load(t, params)
 			w.attach(t, g)
 			if c.owner.Set {
-				g.bookPort(t, entry{netns: w.netns(false), local: tcp4.to(), proto: tcp4.proto, owner: c.owner})
+				g.bookConnection(t, entry{
+					netns: w.netns(false), local: tcp4.to(), remote: tcp4.from(), proto: tcp4.proto, owner: c.owner,
+				})
 			}
 			if _, err := w.send(g, tcp4); err != nil {
 				t.Fatal(err)

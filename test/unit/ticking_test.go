@@ -31,13 +31,13 @@ func TestSystemCallsAreNotNeededToSendWhatWaits(t *testing.T) {
 	const packets = 5
 	g := hook(t, parameters{"rate_limit": uint32(1000)}, filterProgram, clockProgram, "network_shepherd")
 	g.pause(t)
-	g.give(t, series(tcp4, packets)...)
+	g.give(t, series(udp4, packets)...)
 	g.expect(t, counted{unsent: packets})
 	g.resume(t)
-	compare(t, "of what had no ring", g.await(t, packets), eventsOf(series(tcp4, packets), process{}))
+	compare(t, "of what had no ring", g.await(t, packets), eventsOf(series(udp4, packets), process{}))
 
 	g.emptyBuckets(t)
-	events := g.give(t, series(tcp4, packets)...) // none, unless it takes the clock's half a second
+	events := g.give(t, series(udp4, packets)...) // none, unless it takes the clock's half a second
 	for c := g.counted(t); c.announced > 0 || told(events) < c.withheld; c = g.counted(t) {
 		events = append(events, g.await(t, 1)...)
 	}

@@ -25,10 +25,10 @@ func TestWithoutARingEventsWaitAndComeOldestFirst(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			stayOnOneCPU(t)
 			g := load(t, params)
-			g.bookPort(t, entry{netns: someNetNS, local: tcp4.to(), proto: tcp4.proto, owner: someone})
+			g.bookPort(t, entry{netns: someNetNS, local: udp6.to(), proto: udp6.proto, owner: someone})
 			nobodys := tcp6
-			waiting := slices.Concat(series(tcp4, 3), series(nobodys, 2))
-			want := slices.Concat(eventsOf(series(tcp4, 3), someone), eventsOf(series(nobodys, 2), process{}))
+			waiting := slices.Concat(series(udp6, 3), series(nobodys, 2))
+			want := slices.Concat(eventsOf(series(udp6, 3), someone), eventsOf(series(nobodys, 2), process{}))
 
 			g.pause(t)
 			compare(t, "without a ring", g.give(t, waiting...), nil)
@@ -189,7 +189,7 @@ func shortQueue(t *testing.T, places, rateLimit uint32) *gadget {
 // ofProcess are n attempts for a process of its own.
 func (g *gadget) ofProcess(t *testing.T, pid uint64, n int) ([]packet, process) {
 	t.Helper()
-	p, owner := tcp4.with(toPort(uint16(pid))), someone
+	p, owner := udp4.with(toPort(uint16(pid))), someone
 	owner.PID = pid
 	g.bookPort(t, entry{netns: someNetNS, local: p.to(), proto: p.proto, owner: owner})
 	return series(p, n), owner
@@ -295,7 +295,7 @@ func TestWhatWaitsHasNoPaths(t *testing.T) {
 	stayOnOneCPU(t)
 	g := load(t, parameters{"paths": true})
 	g.bookPort(t, entry{
-		netns: someNetNS, local: tcp4.to(), proto: tcp4.proto, owner: someone, sk: sk, since: since,
+		netns: someNetNS, local: udp4.to(), proto: udp4.proto, owner: someone, sk: sk, since: since,
 	})
 	book := g.books[pathBook]
 	value := make([]byte, book.value.size)
@@ -307,9 +307,9 @@ func TestWhatWaitsHasNoPaths(t *testing.T) {
 	}
 
 	g.pause(t)
-	g.give(t, tcp4)
+	g.give(t, udp4)
 	g.resume(t)
-	if err := g.test(tcp4.frame(), someNetNS); err != nil {
+	if err := g.test(udp4.frame(), someNetNS); err != nil {
 		t.Fatal(err)
 	}
 	for _, want := range [][2]string{{"/home/someone", "/bin/something"}, {}} {
@@ -317,7 +317,7 @@ func TestWhatWaitsHasNoPaths(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		compare(t, "of two attempts", []event{e}, eventsOf([]packet{tcp4}, someone))
+		compare(t, "of two attempts", []event{e}, eventsOf([]packet{udp4}, someone))
 		path := func(name string) string { return cString(g.events.field(name).of(g.record.RawSample)) }
 		if got := [2]string{path("cwd"), path("exepath")}; got != want {
 			t.Errorf("an event has the paths %q, want %q", got, want)

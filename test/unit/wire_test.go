@@ -117,23 +117,24 @@ func (w *wire) do(task func()) {
 // Its sockets stay: the kernel takes its time to close one.
 func (w *wire) attach(tb testing.TB, g *gadget) {
 	tb.Helper()
-	w.attachProgram(tb, g.program)
+	w.attachAs(tb, g, 0)
 }
 
 // attachAsOne makes a gadget take both ends for one namespace, someNetNS.
 func (w *wire) attachAsOne(tb testing.TB, g *gadget) {
 	tb.Helper()
-	program, err := g.dispatch(someNetNS)
+	w.attachAs(tb, g, someNetNS)
+}
+
+// attachAs has a dispatcher run the gadget's program: a socket has no room for two
+// as long as that, see sk_filter_charge().
+func (w *wire) attachAs(tb testing.TB, g *gadget, netns uint32) {
+	tb.Helper()
+	program, err := g.dispatch(netns)
 	if err != nil {
 		tb.Fatal(err)
 	}
 	tb.Cleanup(func() { _ = program.Close() })
-	w.attachProgram(tb, program)
-}
-
-// attachProgram attaches a program that runs a gadget's.
-func (w *wire) attachProgram(tb testing.TB, program *ebpf.Program) {
-	tb.Helper()
 	if w.subject == nil {
 		w.subject = w.listen(tb, program)
 		return

@@ -25,6 +25,13 @@ func init() {
 }
 
 func main() {
+	if len(os.Args) == 3 && os.Args[1] == daemonCommand {
+		if err := beDaemon(os.Args[2]); err != nil {
+			fmt.Fprintln(os.Stderr, "agent: daemon:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	if len(os.Args) > 1 {
 		os.Exit(takeWays(os.Args[1:]))
 	}

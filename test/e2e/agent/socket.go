@@ -13,7 +13,10 @@ import (
 	"gadget.example/network/test/e2e/attempt"
 )
 
-type socket struct{ fd int }
+type socket struct {
+	fd  int
+	end func() // in place of closing it, if not nil
+}
 
 // open makes a socket of the destination's family, bound as the request says.
 func open(request attempt.Request, kind int) (*socket, error) {
@@ -112,13 +115,17 @@ func (s *socket) name() (netip.AddrPort, error) {
 	if err != nil {
 		return netip.AddrPort{}, fmt.Errorf("getsockname: %w", err)
 	}
+	return addrPort(name)
+}
+
+func addrPort(name unix.Sockaddr) (netip.AddrPort, error) {
 	switch name := name.(type) {
 	case *unix.SockaddrInet4:
 		return netip.AddrPortFrom(netip.AddrFrom4(name.Addr), uint16(name.Port)), nil
 	case *unix.SockaddrInet6:
 		return netip.AddrPortFrom(netip.AddrFrom16(name.Addr), uint16(name.Port)), nil
 	default:
-		return netip.AddrPort{}, fmt.Errorf("getsockname: %T is no IP address", name)
+		return netip.AddrPort{}, fmt.Errorf("%T is no IP address", name)
 	}
 }
 
@@ -150,7 +157,13 @@ func (s *socket) Write(b []byte) (int, error) {
 	return written, nil
 }
 
-func (s *socket) close() { unix.Close(s.fd) }
+func (s *socket) close() {
+	if s.end != nil {
+		s.end()
+		return
+	}
+	unix.Close(s.fd)
+}
 
 func sockaddr(a netip.AddrPort) unix.Sockaddr {
 	if a.Addr().Is4() {

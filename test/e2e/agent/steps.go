@@ -60,7 +60,7 @@ func (k *keeper) onThread(step attempt.Step) (report attempt.Report, err error) 
 }
 
 func (k *keeper) step(step attempt.Step, report *attempt.Report) (err error) {
-	if step.Comm != "" {
+	if step.Comm != "" && step.Do != attempt.Daemon {
 		if err := rename(step.Comm, report); err != nil {
 			return err
 		}
@@ -98,6 +98,10 @@ func (k *keeper) step(step attempt.Step, report *attempt.Report) (err error) {
 		err = k.take(step)
 	case attempt.Child:
 		err = k.child(step, report)
+	case attempt.Daemon:
+		err = k.daemon(step, report)
+	case attempt.Drain:
+		err = k.drain(step, report)
 	default:
 		err = errors.New("no such action")
 	}
@@ -198,6 +202,8 @@ func (s *socket) setUp(step attempt.Step) error {
 		{is6, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, only6},
 		{step.ReuseAddr, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1},
 		{step.ReusePort, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1},
+		{step.Transparent && !is6, unix.SOL_IP, unix.IP_TRANSPARENT, 1},
+		{step.Transparent && is6, unix.SOL_IPV6, unix.IPV6_TRANSPARENT, 1},
 		{step.FastOpen && step.Do == attempt.Listen, unix.IPPROTO_TCP, unix.TCP_FASTOPEN, backlog},
 	} {
 		if !o.wanted {

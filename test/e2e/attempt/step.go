@@ -25,6 +25,8 @@ const (
 	Take   Action = "take"   // takes one that was given, under the name
 	Rename Action = "rename" // does no more than Comm says
 	Chdir  Action = "chdir"  // goes to the folder Dir
+	Daemon Action = "daemon" // starts a program that listens on Src and hands its socket on, Count times; the socket's end is the program's
+	Drain  Action = "drain"  // accepts what waits at the socket of the name; its report has who came in its Steps
 	Child  Action = "child"  // has a child process carry out Steps; it has ended when the step is over
 )
 
@@ -62,6 +64,7 @@ type Step struct {
 	NonBlocking bool `json:",omitempty"` // connects and does not wait
 	Lingers     bool `json:",omitempty"` // closes with FIN, so that TIME_WAIT follows, and not with RST
 	Connected   bool `json:",omitempty"` // UDP: by connect, at Open or else before it sends
+	Transparent bool `json:",omitempty"` // takes what is for other addresses
 	Thread      bool `json:",omitempty"` // done by a thread that ends thereafter
 
 	// Device, if not empty, is the one that the socket is bound to, or that Packet
@@ -87,6 +90,11 @@ type Step struct {
 	// and Storm's, too.
 	Sockets int `json:",omitempty"`
 	Count   int `json:",omitempty"`
+
+	// Becomes has Daemon execute a program each time, and not start one; UID is the
+	// user and the group that the last of them is.
+	Becomes bool   `json:",omitempty"`
+	UID     uint32 `json:",omitempty"`
 
 	// Comm, if not empty, is how the process calls itself from now on, or the
 	// thread that does it.
