@@ -40,18 +40,18 @@ func nothing() (func() error, error) { return func() error { return nil }, nil }
 // gadget's kprobes, and with the pair of a kprobe and a kretprobe that tools use
 // to trace connects. It prints ns per connect and the ratio to bare.
 func BenchmarkConnect(b *testing.B) {
-	gadget, err := newGadget()
+	all, err := newHooks()
 	if err != nil {
 		b.Fatal(err)
 	}
-	defer gadget.collection.Close()
+	defer all.collection.Close()
 	pair, err := newPair()
 	if err != nil {
 		b.Fatal(err)
 	}
 	defer pair.close()
 
-	ways := []way{{"bare", nothing}, {"gadget's kprobes", gadget.attach}, {"kprobe and kretprobe", pair.attach}}
+	ways := []way{{"bare", nothing}, {"gadget's kprobes", all.attach}, {"kprobe and kretprobe", pair.attach}}
 	times := make([][]time.Duration, len(ways))
 	for b.Loop() {
 		for range rounds {
@@ -131,21 +131,21 @@ func connectOnce(listener int, server unix.Sockaddr) (time.Duration, error) {
 	return took, errors.Join(err, unix.Close(client), unix.Close(accepted))
 }
 
-type gadget struct {
+type hooks struct {
 	spec       *ebpf.CollectionSpec
 	collection *ebpf.Collection
 }
 
-func newGadget() (*gadget, error) {
+func newHooks() (*hooks, error) {
 	spec, err := object.Read()
 	if err != nil {
 		return nil, err
 	}
 	collection, err := object.Load(spec)
-	return &gadget{spec, collection}, err
+	return &hooks{spec, collection}, err
 }
 
-func (g *gadget) attach() (func() error, error) { return object.AttachHooks(g.spec, g.collection) }
+func (h *hooks) attach() (func() error, error) { return object.AttachHooks(h.spec, h.collection) }
 
 // pair is the least that a tracer of connect() does: it remembers the socket
 // by the thread at the call, and forgets it at the return.

@@ -21,11 +21,11 @@ const idleFor = 20 * time.Second
 // that do nothing at the same places: how often it runs, and how much of a
 // processor's time that takes.
 func BenchmarkIdle(b *testing.B) {
-	gadget, err := newGadget()
+	all, err := newHooks()
 	if err != nil {
 		b.Fatal(err)
 	}
-	defer gadget.collection.Close()
+	defer all.collection.Close()
 	ways := []struct {
 		name     string
 		programs map[string]*ebpf.Program // by function
@@ -36,7 +36,7 @@ func BenchmarkIdle(b *testing.B) {
 			b.Fatal(err)
 		}
 		defer empty.Close()
-		ways[0].programs[function], ways[1].programs[function] = empty, gadget.collection.Programs[name]
+		ways[0].programs[function], ways[1].programs[function] = empty, all.collection.Programs[name]
 	}
 	stats, err := ebpf.EnableStats(uint32(unix.BPF_STATS_RUN_TIME))
 	if err != nil {

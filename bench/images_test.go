@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bench
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"gadget.example/network/internal/gadget"
+)
+
+const (
+	turns     = 3
+	loops     = 1_500   // connections of a turn, from connect to close
+	datagrams = 100_000 // of a turn, to a high port
+)
+
+// image is a gadget as it is run, or none.
+type image struct {
+	name string
+	gadget.Image
+}
+
+// cost is what a turn took: each connection and each datagram, until the gadget was
+// ready, and bytes of kernel memory that its maps have.
+type cost struct {
+	connection, datagram, ready time.Duration
+	memory                      uint64
+}
+
+// BenchmarkImages measures what a host pays for a run of the gadget: bare, with the
+// image of this tree, and with the one in the archive IMAGE_BEFORE, if it is given, by
+// turns. With nothing to report (--port 1), and with everything.
+func BenchmarkImages(b *testing.B) {
+	images := []image{{name: "bare"}, {name: "this image", Image: gadget.Image{}}}
+	if before := os.Getenv("IMAGE_BEFORE"); before != "" {
+		images = append(images, image{"the image before", gadget.Image{File: before}})
+	}
+	for b.Loop() {
+		for _, port := range []string{"1", "0"} {
+			costs := make([][]cost, len(images))
+			for range turns {
+				for i, of := range images {
+					c, err := of.run(b.Context(), i == 0, port)
+					if err != nil {
+						b.Fatalf("%s: %v", of.name, err)
+					}
+					costs[i] = append(costs[i], c)
+				}
+			}
+			tell(images, costs, port)
+		}
+	}
+}
+
+func tell(images []image, costs [][]cost, port string) {
+	bare := middle(costs[0])
+	for i, of := range images {
+		c := middle(costs[i])
+		fmt.Printf("--port %s  %-16s  connection %8d ns, %.2f of bare  datagram %6d ns, %.2f of bare  ready %5.1f s  maps %6d KiB\n",
+			port, of.name, c.connection.Nanoseconds(), float64(c.connection)/float64(bare.connection),
+			c.datagram.Nanoseconds(), float64(c.datagram)/float64(bare.datagram), c.ready.Seconds(), c.memory>>10)
+	}
+}
+
+// middle is the medians of the turns.
+func middle(costs []cost) cost {
+	var connections, all, ready []time.Duration
+	for _, c := range costs {
+		connections, all, ready = append(connections, c.connection), append(all, c.datagram), append(ready, c.ready)
+	}
+	return cost{median(connections), median(all), median(ready), costs[len(costs)-1].memory}
+}
+
+func (i image) run(ctx context.Context, bare bool, port string) (c cost, err error) {
+	if bare {
+		return c, c.measure()
+	}
+	start := time.Now()
+	_, err = gadget.Run(ctx, gadget.Options{
+		Image: i.Image, AutoMount: true,
+		Params: map[string]string{"host": "true", "port": port, "verify-image": "false"},
+		OnReady: func(context.Context) error {
+			c.ready = time.Since(start)
+			if c.memory, err = mapMemory(); err != nil {
+				return err
+			}
+			return c.measure()
+		},
+	})
+	return c, err
+}
+
+func (c *cost) measure() error {
+	start := time.Now()
+	if err := loopMany(); err != nil {
+		return err
+	}
+	c.connection = time.Since(start) / loops
+	start = time.Now()
+	if err := sendMany(); err != nil {
+		return err
+	}
+	c.datagram = time.Since(start) / datagrams
+	return nil
+}
+
+func loopMany() error {
+	listener, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(listener)
+	if err := errors.Join(unix.Bind(listener, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}), unix.Listen(listener, 16)); err != nil {
+		return err
+	}
+	server, err := unix.Getsockname(listener)
+	if err != nil {
+		return err
+	}
+	for range loops {
+		if _, err := connectOnce(listener, server); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func sendMany() error {
+	receiver, err1 := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	sender, err2 := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err := errors.Join(err1, err2); err != nil {
+		return err
+	}
+	defer unix.Close(receiver)
+	defer unix.Close(sender)
+	if err := unix.Bind(receiver, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+		return err
+	}
+	to, err := unix.Getsockname(receiver)
+	if err != nil {
+		return err
+	}
+	payload := make([]byte, 64)
+	for range datagrams {
+		if err := unix.Sendto(sender, payload, 0, to); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// mapMemory is that of all maps of the machine: those that others have are few.
+func mapMemory() (sum uint64, err error) {
+	for id := ebpf.MapID(0); ; {
+		id, err = ebpf.MapGetNextID(id)
+		if errors.Is(err, os.ErrNotExist) {
+			return sum, nil
+		}
+		if err != nil {
+			return 0, err
+		}
+		m, err := ebpf.NewMapFromID(id)
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return 0, err
+		}
+		info, err := m.Info()
+		m.Close()
+		if err != nil {
+			return 0, err
+		}
+		if n, ok := info.Memlock(); ok {
+			sum += n
+		}
+	}
+}
