@@ -142,7 +142,7 @@ func awaitKnown(t *testing.T, caller *agent, comm string, igs ...*stockIG) {
 	received := regexp.MustCompile(`"egress":false|\sfalse\s`)
 	for _, ig := range igs {
 		err := eventually(func() error {
-			caller.do(t, attempt.Request{Protocol: attempt.TCP, Src: netip.AddrPortFrom(served.Addr(), 0), Dst: served})
+			caller.do(t, attempt.Request{Steps: []attempt.Step{{Do: attempt.Call, Protocol: attempt.TCP, Dst: served}}})
 			if !slices.ContainsFunc(ig.output(), func(line string) bool { return strings.Contains(line, comm) && received.MatchString(line) }) {
 				return fmt.Errorf("ig has not named %s for what it received", comm)
 			}
