@@ -35,14 +35,10 @@ type cost struct {
 	memory                      uint64
 }
 
-// BenchmarkImages measures what a host pays for a run of the gadget: bare, with the
-// image of this tree, and with the one in the archive IMAGE_BEFORE, if it is given, by
-// turns. With nothing to report (--port 1), and with everything.
+// BenchmarkImages measures what a host pays for a run of the gadget: bare and with it,
+// by turns. With nothing to report (--port 1), and with everything.
 func BenchmarkImages(b *testing.B) {
 	images := []image{{name: "bare"}, {name: "this image", Image: gadget.Image{}}}
-	if before := os.Getenv("IMAGE_BEFORE"); before != "" {
-		images = append(images, image{"the image before", gadget.Image{File: before}})
-	}
 	for b.Loop() {
 		for _, port := range []string{"1", "0"} {
 			costs := make([][]cost, len(images))
