@@ -76,7 +76,7 @@ func run(m *testing.M) (int, error) {
 		}
 		defer os.RemoveAll(dir)
 		// Agents of other users run from there.
-		if err := errors.Join(os.Chmod(dir, 0o755), linkArtifacts(dir, runtime.GOARCH)); err != nil {
+		if err := errors.Join(os.Chmod(dir, 0o755), linkArtifacts(context.Background(), dir, runtime.GOARCH)); err != nil {
 			return 1, err
 		}
 		artifacts = dir

@@ -72,6 +72,27 @@ var (
 	filterOutput = nftables.Chain{
 		Name: "filter", Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookOutput, Priority: nftables.ChainPriorityFilter,
 	}
+	natPrerouting = nftables.Chain{
+		Name: "prerouting", Type: nftables.ChainTypeNAT, Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityNATDest,
+	}
+	natInput = nftables.Chain{
+		Name: "input", Type: nftables.ChainTypeNAT, Hooknum: nftables.ChainHookInput, Priority: nftables.ChainPriorityNATSource,
+	}
+	rawPrerouting = nftables.Chain{
+		Name: "raw", Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityRaw,
+	}
+	manglePrerouting = nftables.Chain{
+		Name: "mangle", Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityMangle,
+	}
+	filterInput = nftables.Chain{
+		Name: "filter-in", Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookInput, Priority: nftables.ChainPriorityFilter,
+	}
+	filterForward = nftables.Chain{
+		Name: "filter-on", Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookForward, Priority: nftables.ChainPriorityFilter,
+	}
+	rawOutput = nftables.Chain{
+		Name: "raw-out", Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookOutput, Priority: nftables.ChainPriorityRaw,
+	}
 )
 
 // add adds a rule to a chain: matches and then what is to be done.
@@ -118,6 +139,14 @@ const (
 	sourcePortAt = 0
 	portAt       = 2
 )
+
+// matchPort compares one of the ports.
+func matchPort(at uint32, port int) []expr.Any {
+	return []expr.Any{
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: at, Len: 2},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binary.BigEndian.AppendUint16(nil, uint16(port))},
+	}
+}
 
 // turned loads a port of the packet, some bits of it turned, so that each port
 // becomes another one, and no two the same.

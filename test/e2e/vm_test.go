@@ -11,13 +11,13 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
-	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"gadget.example/network/internal/vm"
 	"gadget.example/network/test/e2e/measured"
+	"gadget.example/network/test/guest"
 )
 
 const (
@@ -25,8 +25,6 @@ const (
 	guestArtifacts = "/e2e"
 	guestTests     = "/e2e/e2e.test"
 	guestScripts   = "/e2e/testdata"
-	// vmLimit bounds a guest whatever go test's own limit is.
-	vmLimit = time.Hour
 )
 
 // guestModules are the drivers of the devices that the tests make, and what the
@@ -36,20 +34,6 @@ var guestModules = []string{
 	"nf_tables", "nft_chain_nat", "nft_nat", "nft_masq", "nft_redir", "nft_tproxy", "nft_ct", "nft_reject_ipv4", "nft_reject_ipv6",
 	"nft_compat", "xt_nat", "xt_MASQUERADE", "xt_REDIRECT", "xt_tcpudp",
 	"sch_ingress", "cls_matchall", "act_mirred",
-}
-
-// guestModulesIfAny are built in, or part of another, in newer kernels: by folder.
-var guestModulesIfAny = map[string]string{"nft_counter": "kernel/net/netfilter"}
-
-// modules are those of a kernel that guests need.
-func modules(kernel vm.Kernel) []string {
-	all := slices.Clone(guestModules)
-	for name, folder := range guestModulesIfAny {
-		if files, _ := filepath.Glob(filepath.Join(kernel.ModulesDir, folder, name+".ko*")); len(files) > 0 {
-			all = append(all, name)
-		}
-	}
-	return all
 }
 
 // runInVM runs these same tests, built for the guest, in a VM, with go test's own
@@ -73,7 +57,7 @@ func runInVM(ctx context.Context, lacking error, args ...string) (int, error) {
 	if err != nil {
 		return 1, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, testLimit())
+	ctx, cancel := context.WithTimeout(ctx, guest.Limit())
 	defer cancel()
 	measured.Write(os.Stdout, measured.Release, config.Kernel.Release)
 	result, err := vm.Run(ctx, config)
@@ -95,26 +79,16 @@ func reason(err error) string {
 	return strings.ReplaceAll(err.Error(), "\n", "; ")
 }
 
-// testLimit leaves the driver some of go test's own time to clean up.
-func testLimit() time.Duration {
-	if f := flag.Lookup("test.timeout"); f != nil {
-		if limit, ok := f.Value.(flag.Getter).Get().(time.Duration); ok && limit > 0 {
-			return min(vmLimit, limit*9/10)
-		}
-	}
-	return vmLimit
-}
-
 func guestConfig(ctx context.Context, dir string, args []string) (vm.Config, error) {
-	kernel, err := fetchKernel(ctx)
+	kernel, err := guest.Kernel(ctx)
 	if err != nil {
 		return vm.Config{}, err
 	}
-	if err := linkArtifacts(dir, kernel.Arch); err != nil {
+	if err := linkArtifacts(ctx, dir, kernel.Arch); err != nil {
 		return vm.Config{}, err
 	}
 	tests := filepath.Join(dir, filepath.Base(guestTests))
-	if err := goCommand(kernel.Arch, "test", "-c", "-o", tests, ".").Run(); err != nil {
+	if err := guest.GoCommand(ctx, kernel.Arch, "test", "-c", "-o", tests, ".").Run(); err != nil {
 		return vm.Config{}, fmt.Errorf("building the tests for the guest: %w", err)
 	}
 	commands, err := guestCommands(ctx, kernel.Arch)
@@ -129,8 +103,8 @@ func guestConfig(ctx context.Context, dir string, args []string) (vm.Config, err
 	return vm.Config{
 		Kernel:  kernel,
 		Files:   append(files, commands...),
-		Modules: modules(kernel),
-		Command: append([]string{guestTests}, guestArgs(args)...),
+		Modules: guest.Modules(kernel, guestModules),
+		Command: append([]string{guestTests}, guest.Args(args)...),
 		Env:     []string{"E2E_IN=" + inGuest, "IMAGE_FILE=" + os.Getenv("IMAGE_FILE")},
 		Dir:     guestArtifacts,
 		CPUs:    guestCPUs,
@@ -149,26 +123,11 @@ func maxCPUs(arch string) int {
 	return guestCPUs
 }
 
-func fetchKernel(ctx context.Context) (vm.Kernel, error) {
-	cache, err := kernelCache()
-	if err != nil {
-		return vm.Kernel{}, err
-	}
-	return vm.Fetch(ctx, os.Getenv("E2E_KERNEL"), cache, os.Stderr)
-}
-
-func kernelCache() (string, error) {
-	if cache := os.Getenv("KERNEL_CACHE"); cache != "" {
-		return cache, nil
-	}
-	return vm.DefaultCache()
-}
-
 // guestCommands are a shell, the usual commands and, if there is one, runc: this
 // machine's own, or Debian's for a guest of another architecture.
 func guestCommands(ctx context.Context, arch string) ([]vm.File, error) {
 	if arch != runtime.GOARCH {
-		cache, err := kernelCache()
+		cache, err := guest.Cache()
 		if err != nil {
 			return nil, err
 		}
@@ -196,14 +155,6 @@ func iptablesFiles() []vm.File {
 		files = append(files, vm.File{Guest: plugin, Host: plugin})
 	}
 	return files
-}
-
-// guestArgs are go test's flags but those that name files of this machine.
-func guestArgs(args []string) []string {
-	return slices.DeleteFunc(slices.Clone(args), func(arg string) bool {
-		return slices.ContainsFunc([]string{"testlogfile", "outputdir", "coverprofile", "cpuprofile", "memprofile", "blockprofile", "mutexprofile", "trace", "gocoverdir"},
-			func(name string) bool { return strings.HasPrefix(strings.TrimLeft(arg, "-"), "test."+name) })
-	})
 }
 
 // accounts are the users that the guest's scripts work as.
@@ -239,7 +190,7 @@ func prepareGuest() error {
 }
 
 // linkArtifacts gathers what make left for an architecture, and builds the agent.
-func linkArtifacts(dir, arch string) error {
+func linkArtifacts(ctx context.Context, dir, arch string) error {
 	for _, name := range []string{igBinary, netgadgetBinary, imageFile} {
 		foreign := arch != runtime.GOARCH && name != imageFile
 		build := "../../build"
@@ -263,21 +214,12 @@ func linkArtifacts(dir, arch string) error {
 			return err
 		}
 	}
-	if err := goCommand(arch, "build", "-o", filepath.Join(dir, agentBinary), "./agent").Run(); err != nil {
+	if err := guest.GoCommand(ctx, arch, "build", "-o", filepath.Join(dir, agentBinary), "./agent").Run(); err != nil {
 		return fmt.Errorf("building the agent: %w", err)
 	}
 	first := []string{"build", "-ldflags", "-E main.first", "-o", filepath.Join(dir, firstBinary), "./first"}
-	if err := goCommand(arch, first...).Run(); err != nil {
+	if err := guest.GoCommand(ctx, arch, first...).Run(); err != nil {
 		return fmt.Errorf("building the program that forks first: %w", err)
 	}
 	return nil
-}
-
-// goCommand builds static programs: they run in guests and in containers. The
-// flag is make's: ig's packages, compiled with it, need not be compiled again.
-func goCommand(arch string, args ...string) *exec.Cmd {
-	cmd := exec.Command("go", args...)
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOARCH="+arch, "GOFLAGS="+os.Getenv("GOFLAGS")+" -trimpath")
-	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
-	return cmd
 }

@@ -70,11 +70,7 @@ func made(protocol attempt.Protocol, way attempt.Step) func(*stage, string) {
 
 // openAway opens a port of both families at the other end.
 func (s *stage) openAway(protocol attempt.Protocol, port int) []handle {
-	var open []handle
-	for _, family := range families {
-		open = append(open, s.open(s.away[0], attempt.Step{Protocol: protocol, Src: at(anyHost(family), port)}))
-	}
-	return open
+	return s.openAt(s.away[0], protocol, port, none)
 }
 
 // rawCallers are those callers who are root: others may not.

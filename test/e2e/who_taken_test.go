@@ -9,7 +9,6 @@ import (
 	"net/netip"
 	"testing"
 
-	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -105,35 +104,6 @@ func (s *stage) callDaemon(name string, d daemon, family, port int) {
 	s.shut(d.handle)
 }
 
-var (
-	natPrerouting = nftables.Chain{
-		Name: "prerouting", Type: nftables.ChainTypeNAT, Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityNATDest,
-	}
-	natInput = nftables.Chain{
-		Name: "input", Type: nftables.ChainTypeNAT, Hooknum: nftables.ChainHookInput, Priority: nftables.ChainPriorityNATSource,
-	}
-	rawPrerouting = nftables.Chain{
-		Name: "raw", Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityRaw,
-	}
-	manglePrerouting = nftables.Chain{
-		Name: "mangle", Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityMangle,
-	}
-	filterInput = nftables.Chain{
-		Name: "filter-in", Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookInput, Priority: nftables.ChainPriorityFilter,
-	}
-	filterForward = nftables.Chain{
-		Name: "filter-on", Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookForward, Priority: nftables.ChainPriorityFilter,
-	}
-)
-
-// toPort matches what is sent to a port.
-func toPort(port int) []expr.Any {
-	return []expr.Any{
-		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: portAt, Len: 2},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{byte(port >> 8), byte(port)}},
-	}
-}
-
 func drop() []expr.Any { return []expr.Any{&expr.Verdict{Kind: expr.VerdictDrop}} }
 
 // callAway has all callers call a port of the other end's, and says of each act what
@@ -170,7 +140,7 @@ func translatedIn(protocol attempt.Protocol) func(*stage, string) {
 		port := newPort(protocol)
 		becomes := port ^ turnedPort
 		defer s.pair.ends[1].addRules(s.t, func(r *rules) {
-			r.add(natPrerouting, r.transport(), toPort(port), r.dnat(overLoopback.address(r.family, 2), turnedPort))
+			r.add(natPrerouting, r.transport(), matchPort(portAt, port), r.dnat(overLoopback.address(r.family, 2), turnedPort))
 		})()
 		open := append(s.openAt(s.away[0], protocol, becomes, none), s.openAt(s.away[1], protocol, port, none)...)
 		s.callAway(name, protocol, port, func(_, family int, a *act) {
@@ -188,7 +158,7 @@ func translatedIn(protocol attempt.Protocol) func(*stage, string) {
 func redirectedIn(s *stage, name string) {
 	port := newPort(attempt.TCP)
 	defer s.pair.ends[1].addRules(s.t, func(r *rules) {
-		r.add(natPrerouting, r.transport(), toPort(port), r.redirect(turnedPort))
+		r.add(natPrerouting, r.transport(), matchPort(portAt, port), r.redirect(turnedPort))
 	})()
 	open := append(s.openAt(s.away[0], attempt.TCP, port^turnedPort, none), s.openAt(s.away[1], attempt.TCP, port, none)...)
 	s.callAway(name, attempt.TCP, port, func(_, family int, a *act) {
@@ -202,7 +172,7 @@ func redirectedIn(s *stage, name string) {
 func sourceTranslatedIn(s *stage, name string) {
 	port := newPort(attempt.TCP)
 	defer s.pair.ends[1].addRules(s.t, func(r *rules) {
-		r.add(natInput, r.transport(), toPort(port), r.snat(ofNAT.address(r.family, 9)))
+		r.add(natInput, r.transport(), matchPort(portAt, port), r.snat(ofNAT.address(r.family, 9)))
 	})()
 	open := s.openAt(s.away[0], attempt.TCP, port, none)
 	s.callAway(name, attempt.TCP, port, func(_, family int, a *act) {
@@ -230,8 +200,8 @@ func stateless(s *stage, name string) {
 	}
 	untracked := []expr.Any{&expr.Notrack{}}
 	defer s.pair.ends[1].addRules(s.t, func(r *rules) {
-		r.add(rawPrerouting, r.transport(), toPort(port), untracked, rewrite(portAt, becomes))
-		r.add(rawOutput, r.transport(), fromPort(becomes), untracked, rewrite(sourcePortAt, port))
+		r.add(rawPrerouting, r.transport(), matchPort(portAt, port), untracked, rewrite(portAt, becomes))
+		r.add(rawOutput, r.transport(), matchPort(sourcePortAt, becomes), untracked, rewrite(sourcePortAt, port))
 	})()
 	open := append(s.openAt(s.away[0], attempt.TCP, becomes, none), s.openAt(s.away[1], attempt.TCP, port, none)...)
 	s.callAway(name, attempt.TCP, port, func(_, family int, a *act) {
@@ -241,24 +211,13 @@ func stateless(s *stage, name string) {
 	s.shut(open...)
 }
 
-var rawOutput = nftables.Chain{
-	Name: "raw-out", Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookOutput, Priority: nftables.ChainPriorityRaw,
-}
-
-func fromPort(port int) []expr.Any {
-	return []expr.Any{
-		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: sourcePortAt, Len: 2},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{byte(port >> 8), byte(port)}},
-	}
-}
-
 // droppedIn: a port that the firewall protects is received by nobody. Of a datagram
 // who has the port is named: see the README's limits.
 func droppedIn(protocol attempt.Protocol) func(*stage, string) {
 	return func(s *stage, name string) {
 		port := newPort(protocol)
 		defer s.pair.ends[1].addRules(s.t, func(r *rules) {
-			r.add(filterInput, r.transport(), toPort(port), drop())
+			r.add(filterInput, r.transport(), matchPort(portAt, port), drop())
 		})()
 		open := s.openAt(s.away[0], protocol, port, none)
 		s.callAway(name, protocol, port, func(_, _ int, a *act) {
@@ -279,7 +238,7 @@ func published(protocol attempt.Protocol) func(*stage, string) {
 		becomes := port ^ turnedPort
 		defer s.forward()()
 		defer s.pair.ends[0].addRules(s.t, func(r *rules) {
-			r.add(natPrerouting, r.transport(), toPort(port), r.dnat(overInner.address(r.family, 2), turnedPort))
+			r.add(natPrerouting, r.transport(), matchPort(portAt, port), r.dnat(overInner.address(r.family, 2), turnedPort))
 		})()
 		open := append(s.openAt(s.inner[0], protocol, becomes, none), s.openAt(s.servers[0], protocol, port, none)...)
 		var acts []act
@@ -305,7 +264,7 @@ func droppedOnItsWay(s *stage, name string) {
 	port := newPort(attempt.TCP)
 	defer s.forward()()
 	defer s.pair.ends[0].addRules(s.t, func(r *rules) {
-		r.add(filterForward, r.transport(), toPort(port), drop())
+		r.add(filterForward, r.transport(), matchPort(portAt, port), drop())
 	})()
 	open := s.openAt(s.servers[0], attempt.TCP, port, none)
 	var acts []act
@@ -331,7 +290,7 @@ func tproxy(forwarding string) func(*stage, string) {
 		port := newPort(attempt.TCP)
 		becomes := port ^ turnedPort
 		defer right.addRules(s.t, func(r *rules) {
-			r.add(manglePrerouting, r.transport(), toPort(port), r.to(ofServices.prefix(r.family, 0)), []expr.Any{
+			r.add(manglePrerouting, r.transport(), matchPort(portAt, port), r.to(ofServices.prefix(r.family, 0)), []expr.Any{
 				&expr.Immediate{Register: 1, Data: []byte{byte(becomes >> 8), byte(becomes)}},
 				&expr.TProxy{Family: byte(r.nfproto()), TableFamily: byte(r.nfproto()), RegPort: 1},
 				&expr.Immediate{Register: 1, Data: []byte{mark, 0, 0, 0}},

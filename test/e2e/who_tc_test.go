@@ -123,12 +123,9 @@ func (d detour) spared(protocol attempt.Protocol) excuse {
 func (s *stage) calledAway(name string, protocol attempt.Protocol, spared excuse) {
 	port := newPort(protocol)
 	open := s.openAway(protocol, port)
-	var acts []act
-	for i := range s.attempts {
-		acts = append(acts, act{by: s.callers[i%callers], beyond: s.pair.ends[1], to: s.is(s.away[0]), spared: spared, step: attempt.Step{
-			Do: attempt.Call, Protocol: protocol, Dst: at(overVeth.address(families[i/callers%2], 2), port), Connected: i%3 == 0,
-		}})
-	}
-	s.wave(name, acts)
+	s.callAway(name, protocol, port, func(i, _ int, a *act) {
+		a.to, a.spared = s.is(s.away[0]), spared
+		a.step.Connected = i%3 == 0
+	})
 	s.shut(open...)
 }

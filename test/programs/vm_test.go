@@ -5,17 +5,14 @@ package programs
 import (
 	"context"
 	"errors"
-	"flag"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
-	"slices"
-	"strings"
 	"time"
 
 	"gadget.example/network/internal/vm"
+	"gadget.example/network/test/guest"
 )
 
 // Paths in the guest.
@@ -30,14 +27,8 @@ const (
 // memory holds the root file system, in half of it at most, and all programs at once.
 const memory = 6144 // MiB
 
-// vmLimit bounds a guest whatever go test's own limit is.
-const vmLimit = time.Hour
-
 // guestModules are the devices to the client and to the container, and what the rule of the published port is made of.
 var guestModules = []string{"veth", "nf_tables", "nft_chain_nat", "nft_nat", "nft_compat", "xt_nat", "xt_tcpudp"}
-
-// guestModulesIfAny are built in, or part of another, in newer kernels: by folder.
-var guestModulesIfAny = map[string]string{"nft_counter": "kernel/net/netfilter"}
 
 // runInVM runs these same tests in a VM, and returns their status.
 func runInVM(ctx context.Context, args []string) (int, error) {
@@ -46,7 +37,7 @@ func runInVM(ctx context.Context, args []string) (int, error) {
 		return 1, err
 	}
 	defer os.RemoveAll(dir)
-	ctx, cancel := context.WithTimeout(ctx, testLimit())
+	ctx, cancel := context.WithTimeout(ctx, guest.Limit())
 	defer cancel()
 	config, err := guestConfig(ctx, dir, args)
 	if err != nil {
@@ -60,25 +51,12 @@ func runInVM(ctx context.Context, args []string) (int, error) {
 	return result.ExitStatus, nil
 }
 
-// testLimit leaves some of go test's own time to clean up.
-func testLimit() time.Duration {
-	if f := flag.Lookup("test.timeout"); f != nil {
-		if limit, ok := f.Value.(flag.Getter).Get().(time.Duration); ok && limit > 0 {
-			return min(vmLimit, limit*9/10)
-		}
-	}
-	return vmLimit
-}
-
 func guestConfig(ctx context.Context, dir string, args []string) (vm.Config, error) {
-	cache := os.Getenv("KERNEL_CACHE")
-	if cache == "" {
-		var err error
-		if cache, err = vm.DefaultCache(); err != nil {
-			return vm.Config{}, err
-		}
+	kernel, err := guest.Kernel(ctx)
+	if err != nil {
+		return vm.Config{}, err
 	}
-	kernel, err := vm.Fetch(ctx, os.Getenv("E2E_KERNEL"), cache, os.Stderr)
+	cache, err := guest.Cache()
 	if err != nil {
 		return vm.Config{}, err
 	}
@@ -94,7 +72,7 @@ func guestConfig(ctx context.Context, dir string, args []string) (vm.Config, err
 		return vm.Config{}, err
 	}
 	tests, server := filepath.Join(dir, "tests"), filepath.Join(dir, "server")
-	err = errors.Join(goCommand(ctx, "test", "-c", "-o", tests, ".").Run(), goCommand(ctx, "build", "-o", server, "./server").Run())
+	err = errors.Join(guest.GoCommand(ctx, kernel.Arch, "test", "-c", "-o", tests, ".").Run(), guest.GoCommand(ctx, kernel.Arch, "build", "-o", server, "./server").Run())
 	if err != nil {
 		return vm.Config{}, fmt.Errorf("building for the guest: %w", err)
 	}
@@ -110,35 +88,9 @@ func guestConfig(ctx context.Context, dir string, args []string) (vm.Config, err
 		files = append(files, vm.File{Guest: guestImage, Host: image})
 	}
 	return vm.Config{
-		Kernel: kernel, Files: files, Modules: modules(kernel), MemoryMiB: memory,
-		Command: append([]string{guestTests}, guestArgs(args)...),
+		Kernel: kernel, Files: files, Modules: guest.Modules(kernel, guestModules), MemoryMiB: memory,
+		Command: append([]string{guestTests}, guest.Args(args)...),
 		Env:     []string{inGuest + "=1"},
 		Stdout:  os.Stdout, Stderr: os.Stderr,
 	}, nil
-}
-
-// modules are those of a kernel that the guest needs.
-func modules(kernel vm.Kernel) []string {
-	all := slices.Clone(guestModules)
-	for name, folder := range guestModulesIfAny {
-		if files, _ := filepath.Glob(filepath.Join(kernel.ModulesDir, folder, name+".ko*")); len(files) > 0 {
-			all = append(all, name)
-		}
-	}
-	return all
-}
-
-// guestArgs are go test's flags but those that name files of this machine.
-func guestArgs(args []string) []string {
-	return slices.DeleteFunc(slices.Clone(args), func(arg string) bool {
-		name := strings.TrimLeft(arg, "-")
-		return strings.HasPrefix(name, "test.testlogfile") || strings.HasPrefix(name, "test.outputdir") || strings.HasPrefix(name, "test.gocoverdir")
-	})
-}
-
-// goCommand builds static programs. The flag is make's: ig's packages, compiled with it, need not be compiled again.
-func goCommand(ctx context.Context, args ...string) *exec.Cmd {
-	cmd := command(ctx, "go", args...)
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS="+os.Getenv("GOFLAGS")+" -trimpath")
-	return cmd
 }

@@ -4,7 +4,6 @@ package unit
 
 import (
 	"fmt"
-	"slices"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -207,19 +206,7 @@ func TestTwoClocksSettleEachSYNOnce(t *testing.T) {
 	all := series(tcp4, packets)
 	g.give(t, all...)
 	g.setEnding(t, true)
-	onTwoCPUs(t, func() error {
-		for range packets {
-			if err := g.tick(); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-	got, err := g.drain(nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	slices.SortFunc(got, func(a, b event) int { return a.Src.Compare(b.Src.AddrPort) })
+	got := g.tickOnTwoCPUs(t, packets)
 	compare(t, "of both clocks", got, eventsOf(all, process{}))
 	g.expectArrived(t, "after them", arrived{begun: packets, ended: packets})
 }

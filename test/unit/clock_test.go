@@ -144,8 +144,17 @@ func TestTwoClocksSendEachEventOnce(t *testing.T) {
 	g.give(t, series(tcp4, packets)...)
 	g.expect(t, counted{unsent: packets})
 	g.resume(t)
+	got := g.tickOnTwoCPUs(t, packets)
+	compare(t, "of both clocks", got, eventsOf(series(tcp4, packets), process{}))
+	g.expect(t, counted{reported: packets})
+}
+
+// tickOnTwoCPUs runs the clock so often on both, and returns what is reported, by the
+// initiators' ports.
+func (g *gadget) tickOnTwoCPUs(t *testing.T, times int) []event {
+	t.Helper()
 	onTwoCPUs(t, func() error {
-		for range packets {
+		for range times {
 			if err := g.tick(); err != nil {
 				return err
 			}
@@ -157,6 +166,5 @@ func TestTwoClocksSendEachEventOnce(t *testing.T) {
 		t.Fatal(err)
 	}
 	slices.SortFunc(got, func(a, b event) int { return a.Src.Compare(b.Src.AddrPort) })
-	compare(t, "of both clocks", got, eventsOf(series(tcp4, packets), process{}))
-	g.expect(t, counted{reported: packets})
+	return got
 }
