@@ -22,12 +22,6 @@ const (
 	datagrams = 100_000 // of a turn, to a high port
 )
 
-// image is a gadget as it is run, or none.
-type image struct {
-	name string
-	gadget.Image
-}
-
 // cost is what a turn took: each connection and each datagram, until the gadget was
 // ready, and bytes of kernel memory that its maps have.
 type cost struct {
@@ -38,32 +32,27 @@ type cost struct {
 // BenchmarkImages measures what a host pays for a run of the gadget: bare and with it,
 // by turns. With nothing to report (--port 1), and with everything.
 func BenchmarkImages(b *testing.B) {
-	images := []image{{name: "bare"}, {name: "this image", Image: gadget.Image{}}}
 	for b.Loop() {
 		for _, port := range []string{"1", "0"} {
-			costs := make([][]cost, len(images))
+			var bare, on []cost
 			for range turns {
-				for i, of := range images {
-					c, err := of.run(b.Context(), i == 0, port)
-					if err != nil {
-						b.Fatalf("%s: %v", of.name, err)
-					}
-					costs[i] = append(costs[i], c)
+				var without cost
+				with, err := runWith(b.Context(), port)
+				if err := errors.Join(err, without.measure()); err != nil {
+					b.Fatal(err)
 				}
+				bare, on = append(bare, without), append(on, with)
 			}
-			tell(images, costs, port)
+			tell(middle(bare), middle(on), port)
 		}
 	}
 }
 
-func tell(images []image, costs [][]cost, port string) {
-	bare := middle(costs[0])
-	for i, of := range images {
-		c := middle(costs[i])
-		fmt.Printf("--port %s  %-16s  connection %8d ns, %.2f of bare  datagram %6d ns, %.2f of bare  ready %5.1f s  maps %6d KiB\n",
-			port, of.name, c.connection.Nanoseconds(), float64(c.connection)/float64(bare.connection),
-			c.datagram.Nanoseconds(), float64(c.datagram)/float64(bare.datagram), c.ready.Seconds(), c.memory>>10)
-	}
+func tell(bare, on cost, port string) {
+	fmt.Printf("--port %s  bare         connection %8d ns               datagram %6d ns\n", port, bare.connection.Nanoseconds(), bare.datagram.Nanoseconds())
+	fmt.Printf("--port %s  this image   connection %8d ns, %.2f of bare  datagram %6d ns, %.2f of bare  ready %5.1f s  maps %6d KiB\n",
+		port, on.connection.Nanoseconds(), float64(on.connection)/float64(bare.connection),
+		on.datagram.Nanoseconds(), float64(on.datagram)/float64(bare.datagram), on.ready.Seconds(), on.memory>>10)
 }
 
 // middle is the medians of the turns.
@@ -75,14 +64,11 @@ func middle(costs []cost) cost {
 	return cost{median(connections), median(all), median(ready), costs[len(costs)-1].memory}
 }
 
-func (i image) run(ctx context.Context, bare bool, port string) (c cost, err error) {
-	if bare {
-		return c, c.measure()
-	}
+func runWith(ctx context.Context, port string) (c cost, err error) {
 	start := time.Now()
 	_, err = gadget.Run(ctx, gadget.Options{
-		Image: i.Image, AutoMount: true,
-		Params: map[string]string{"host": "true", "port": port, "verify-image": "false"},
+		AutoMount: true,
+		Params:    map[string]string{"host": "true", "port": port},
 		OnReady: func(context.Context) error {
 			c.ready = time.Since(start)
 			if c.memory, err = mapMemory(); err != nil {

@@ -262,7 +262,6 @@ static __always_inline bool settle(void *ctx, struct workspace *space)
 		before = sightings_of(report);
 		if (before && before->listener) {
 			report->socket = before->socket;
-			report->found.has_ends = true;
 			find_listener(space, before->listener, report->runs_in);
 			report->found.has_ends = report->found.known;
 		}

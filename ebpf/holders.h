@@ -196,17 +196,20 @@ static __always_inline void add_children(struct heirs *heirs,
 static __always_inline void leave_heirs(struct task_struct *task)
 {
 	struct task_struct *leader = BPF_CORE_READ(task, group_leader), *parent;
+	bool lives = BPF_CORE_READ(task, signal, live.counter);
+	bool leaves = has_children(task);
 	struct process self, above;
 	struct heirs *mine, *parents;
 
+	if (lives && !leaves) /* most threads */
+		return;
 	set_process_id(&self, task);
-	if (has_children(task)) {
+	if (leaves) {
 		mine = heirs_of(&self);
 		if (mine)
 			add_children(mine, task);
 	}
-	if (BPF_CORE_READ(task, signal, live.counter) ||
-	    !bpf_map_lookup_elem(&heirs, &self))
+	if (lives || !bpf_map_lookup_elem(&heirs, &self))
 		return;
 	parent = BPF_CORE_READ(leader, real_parent);
 	set_process_id(&above, parent);
