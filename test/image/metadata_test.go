@@ -118,10 +118,14 @@ func defaultHeader(t *testing.T, image string) string {
 		igBinary(t), "image", "inspect", image, "--auto-mount-filesystems", "--verify-image=false",
 		"--show-datasources", "-o", "json"))
 	var sources []*api.DataSource
-	if err := json.Unmarshal([]byte(text), &sources); err != nil || len(sources) != 1 {
-		t.Fatalf("wanted one data source, got %v\n%s", err, text)
+	if err := json.Unmarshal([]byte(text), &sources); err != nil {
+		t.Fatalf("wanted data sources, got %v\n%s", err, text)
 	}
-	source, err := datasource.NewFromAPI(sources[0])
+	at := slices.IndexFunc(sources, func(s *api.DataSource) bool { return s.Name == "network" })
+	if at < 0 {
+		t.Fatalf("wanted the data source network, got\n%s", text)
+	}
+	source, err := datasource.NewFromAPI(sources[at])
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -133,7 +137,7 @@ func defaultHeader(t *testing.T, image string) string {
 		t.Fatal(err)
 	}
 	table := parser.GetTextColumnsFormatter(textcolumns.WithAutoScale(false))
-	if err := table.SetShowColumns(defaultColumns(sources[0])); err != nil {
+	if err := table.SetShowColumns(defaultColumns(sources[at])); err != nil {
 		t.Fatal(err)
 	}
 	return table.FormatHeader()
