@@ -28,6 +28,8 @@
 #include "ebpf/arrivals.h"
 #include "ebpf/forwarded.h"
 #include "ebpf/unseen.h"
+#include "ebpf/outcome.h"
+#include "ebpf/refusal.h"
 #include "ebpf/enter.h"
 #include "ebpf/talked.h"
 
@@ -59,8 +61,11 @@ int network(struct __sk_buff *skb)
 	bool wanted, sent;
 	int settled;
 
-	if (!read_attempt(skb, &attempt))
+	if (!read_attempt(skb, &attempt)) {
+		if (attempt.refuses)
+			note_refusal(skb);
 		return 0;
+	}
 
 	space = get_workspace(IN_PACKET);
 	if (!space)
@@ -140,7 +145,7 @@ int BPF_KPROBE(network_tcp_v4, struct sock *sk, void *address, int len)
 SEC("kretprobe/tcp_v4_connect")
 int BPF_KRETPROBE(network_tcp_v4_return, int result)
 {
-	leave_connect(ctx, result);
+	leave_connect(ctx, result, false);
 	return 0;
 }
 
@@ -154,7 +159,7 @@ int BPF_KPROBE(network_tcp_v6, struct sock *sk, void *address, int len)
 SEC("kretprobe/tcp_v6_connect")
 int BPF_KRETPROBE(network_tcp_v6_return, int result)
 {
-	leave_connect(ctx, result);
+	leave_connect(ctx, result, false);
 	return 0;
 }
 
@@ -169,7 +174,7 @@ int BPF_KPROBE(network_pre_v4, struct sock *sk, void *address, int len)
 SEC("kretprobe/tcp_v4_pre_connect")
 int BPF_KRETPROBE(network_pre_v4_return, int result)
 {
-	leave_connect(ctx, result);
+	leave_connect(ctx, result, true);
 	return 0;
 }
 
@@ -183,16 +188,87 @@ int BPF_KPROBE(network_pre_v6, struct sock *sk, void *address, int len)
 SEC("kretprobe/tcp_v6_pre_connect")
 int BPF_KRETPROBE(network_pre_v6_return, int result)
 {
-	leave_connect(ctx, result);
+	leave_connect(ctx, result, true);
 	return 0;
 }
 
-/* A connection succeeds, or fails; its socket is closed. */
-SEC("tracepoint/sock/inet_sock_set_state")
-int network_set_state(struct trace_event_raw_inet_sock_set_state *ctx)
+/* A softirq can bring this in the middle of another one. */
+static __always_inline void change_state_nested(
+	struct bpf_raw_tracepoint_args *ctx)
 {
-	if (ctx->oldstate == TCP_SYN_SENT_STATE)
-		end_wait(ctx, (void *)ctx->skaddr);
+	__u32 *depth = get_nesting();
+	__u32 runs_in;
+
+	if (!depth)
+		return;
+	runs_in = IN_TRACEPOINT + *depth;
+	if (runs_in >= CONTEXTS)
+		return;
+	*depth += 1;
+	change_state(ctx, (void *)ctx->args[0], ctx->args[1], ctx->args[2],
+		     runs_in);
+	*depth -= 1;
+}
+
+/* A connection succeeds, or fails; its socket is closed. */
+SEC("raw_tracepoint/inet_sock_set_state")
+int network_set_state(struct bpf_raw_tracepoint_args *ctx)
+{
+	if (wants_outcome() || ctx->args[1] == TCP_SYN_SENT_STATE)
+		change_state_nested(ctx);
+	return 0;
+}
+
+/*
+ * The same once more: since Linux 6.2 a program does not run while it runs on the
+ * same CPU, and a softirq's change that comes then is this one's. What the other one
+ * has told is not told again: see change_life().
+ */
+SEC("raw_tracepoint/inet_sock_set_state")
+int network_set_state_nested(struct bpf_raw_tracepoint_args *ctx)
+{
+	if (wants_outcome() && is_turn(ctx->args[1], ctx->args[2]))
+		change_state_nested(ctx);
+	return 0;
+}
+
+/* What ends a connection, and why: all of it is rare. */
+SEC("raw_tracepoint/tcp_receive_reset")
+int network_reset(struct bpf_raw_tracepoint_args *ctx)
+{
+	__u32 *depth = get_nesting();
+
+	if (wants_outcome() && depth && IN_TRACEPOINT + *depth < CONTEXTS) {
+		*depth += 1;
+		note_reset(ctx, (void *)ctx->args[0],
+			   IN_TRACEPOINT + *depth - 1);
+		*depth -= 1;
+	}
+	return 0;
+}
+
+SEC("kprobe/tcp_v4_err")
+int BPF_KPROBE(network_icmp, struct sk_buff *skb)
+{
+	if (wants_outcome())
+		note_icmpv4(ctx, skb);
+	return 0;
+}
+
+SEC("kprobe/tcp_v6_err")
+int BPF_KPROBE(network_icmpv6, struct sk_buff *skb, void *opt, u8 type, u8 code)
+{
+	if (wants_outcome())
+		note_icmp(ctx, skb, 6, type, code);
+	return 0;
+}
+
+/* By netgadget alone, see note_drop(): IG does not attach what has this name. */
+SEC("raw_tracepoint/gadget_program_disabled")
+int network_drop(struct bpf_raw_tracepoint_args *ctx)
+{
+	if (wants_outcome())
+		note_drop((void *)ctx->args[0], ctx->args[2]);
 	return 0;
 }
 
@@ -201,7 +277,41 @@ SEC("kprobe/tcp_retransmit_timer")
 int BPF_KPROBE(network_retransmit, struct sock *sk)
 {
 	if (BPF_CORE_READ(sk, __sk_common.skc_state) == TCP_SYN_SENT_STATE)
-		end_wait(ctx, sk);
+		end_wait(ctx, sk, IN_HOOK);
+	return 0;
+}
+
+/* What is sent again, and whether the kernel has let it out. */
+SEC("kprobe/tcp_retransmit_skb")
+int BPF_KPROBE(network_resend, struct sock *sk)
+{
+	if (wants_outcome())
+		enter_resend(sk);
+	return 0;
+}
+
+SEC("kretprobe/tcp_retransmit_skb")
+int BPF_KRETPROBE(network_resend_return, int result)
+{
+	if (wants_outcome())
+		leave_resend(result);
+	return 0;
+}
+
+/* A handshake that somebody else has begun, and does not go on with. */
+SEC("kprobe/reqsk_timer_handler")
+int BPF_KPROBE(network_request, struct timer_list *timer)
+{
+	if (wants_outcome())
+		enter_request(timer);
+	return 0;
+}
+
+SEC("kretprobe/reqsk_timer_handler")
+int BPF_KRETPROBE(network_request_return)
+{
+	if (wants_outcome())
+		leave_request(ctx);
 	return 0;
 }
 
@@ -338,7 +448,7 @@ int BPF_KPROBE(network_disconnect, struct sock *sk)
 SEC("kprobe/inet_sock_destruct")
 int BPF_KPROBE(network_destruct, struct sock *sk)
 {
-	end_wait(ctx, sk);
+	end_wait(ctx, sk, IN_HOOK);
 	forget_socket(sk);
 	return 0;
 }

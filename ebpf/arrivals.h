@@ -247,6 +247,41 @@ enum settled {
 	SETTLED_BY_EVENT,
 };
 
+/* Nobody took it: how it was refused, if it was. */
+static __always_inline bool tell_refused(void *ctx, struct workspace *space)
+{
+	struct report *report = &space->report;
+	const struct refusal *refusal = &report->refusal;
+	struct outcome *o = &report->outcome;
+
+	o->event = failed;
+	o->cause = refusal->cause ?: CAUSE_LOCAL_DROP;
+	o->icmp_type = refusal->icmp_type;
+	o->icmp_code = refusal->icmp_code;
+	o->by = refusal->by;
+	o->drop = report->drop;
+	if (refusal->time)
+		o->latency = refusal->time - report->time;
+	return tell_outcome(ctx, space);
+}
+
+/* A listener whose queue is full gets a SYN and drops it: see tcp_conn_request(). */
+static __always_inline void tell_full(void *ctx, struct workspace *space)
+{
+	struct outcome *o = &space->report.outcome;
+
+	o->event = failed;
+	o->cause = CAUSE_LOCAL_DROP;
+	o->reason = REASON_ACCEPT_QUEUE;
+	tell_outcome(ctx, space);
+}
+
+static __always_inline bool is_full(struct sock *listener)
+{
+	return BPF_CORE_READ(listener, sk_ack_backlog) >
+	       BPF_CORE_READ(listener, sk_max_ack_backlog);
+}
+
 /*
  * Nobody took it. A SYN that is sent again while its handshake goes on is the
  * same listener's. True: an event was sent.
@@ -254,19 +289,25 @@ enum settled {
 static __always_inline bool settle(void *ctx, struct workspace *space)
 {
 	struct report *report = &space->report;
+	bool is_tcp = report->attempt.proto == IPPROTO_TCP, sent;
 	struct sightings *before;
 
 	if (report->forwarded && !forwarded)
 		return false;
-	if (report->attempt.proto == IPPROTO_TCP && report->retries) {
+	if (is_tcp && report->retries) {
 		before = sightings_of(report);
 		if (before && before->listener) {
 			report->socket = before->socket;
+			report->is_taken = true;
 			find_listener(space, before->listener, report->runs_in);
 			report->found.has_ends = report->found.known;
 		}
 	}
-	return report_attempt(ctx, space, true);
+	sent = report_attempt(ctx, space, true);
+	if (wants_outcome() && is_tcp && report->is_told && !report->is_taken &&
+	    !report->forwarded)
+		sent |= tell_refused(ctx, space);
+	return sent;
 }
 
 static __always_inline bool is_awaited(const struct report *report)
@@ -331,25 +372,19 @@ static __always_inline void settle_by_clock(void *ctx)
 			break;
 }
 
-/* A segment as the listener that got it sees it; false: it is none. */
-static __always_inline bool read_segment(struct sk_buff *skb, struct sock *sk,
+/* A segment by its headers, but for the namespace; false for what is not of IP. */
+static __always_inline bool read_headers(void *network, __u8 version,
+					 const struct tcp_header *tcp,
 					 struct arrival *taken)
 {
-	unsigned char *head = BPF_CORE_READ(skb, head);
-	void *network = head + BPF_CORE_READ(skb, network_header);
-	void *transport = head + BPF_CORE_READ(skb, transport_header);
 	struct tuple *t = &taken->ends;
-	struct tcp_header tcp;
-	__u8 version;
 
-	if (bpf_probe_read_kernel(&tcp, sizeof(tcp), transport) ||
-	    bpf_probe_read_kernel(&version, sizeof(version), network))
+	if (version != 4 && version != 6)
 		return false;
-	t->version = version >> 4;
+	t->version = version;
 	t->proto = IPPROTO_TCP;
-	t->netns = BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum);
-	t->remote_port = bpf_ntohs(tcp.source);
-	t->local_port = bpf_ntohs(tcp.dest);
+	t->remote_port = bpf_ntohs(tcp->source);
+	t->local_port = bpf_ntohs(tcp->dest);
 	if (t->version == 4) {
 		BPF_CORE_READ_INTO(&t->remote.v4, (struct iphdr *)network,
 				   saddr);
@@ -360,8 +395,24 @@ static __always_inline bool read_segment(struct sk_buff *skb, struct sock *sk,
 				   saddr);
 		BPF_CORE_READ_INTO(&t->local, (struct ipv6hdr *)network, daddr);
 	}
-	taken->number = bpf_ntohl(tcp.seq);
+	taken->number = bpf_ntohl(tcp->seq);
 	return true;
+}
+
+/* A segment as the listener that got it sees it; false: it is none. */
+static __always_inline bool read_segment(struct sk_buff *skb, struct sock *sk,
+					 struct arrival *taken)
+{
+	unsigned char *head = BPF_CORE_READ(skb, head);
+	void *network = head + BPF_CORE_READ(skb, network_header);
+	void *transport = head + BPF_CORE_READ(skb, transport_header);
+	struct tcp_header tcp;
+	__u8 version;
+
+	taken->ends.netns = BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum);
+	return !bpf_probe_read_kernel(&tcp, sizeof(tcp), transport) &&
+	       !bpf_probe_read_kernel(&version, sizeof(version), network) &&
+	       read_headers(network, version >> 4, &tcp, taken);
 }
 
 /*
@@ -421,6 +472,8 @@ static __always_inline void answer(void *ctx, struct sock *sk,
 	report->runs_in = IN_HOOK;
 	report->now = bpf_ktime_get_boot_ns();
 	report->forwarded = false;
+	report->is_taken = true;
+	report->is_refused = wants_outcome() && is_full(sk);
 	report->socket = taken.ends;
 	__builtin_memset(&report->found, 0, sizeof(report->found));
 	find_listener(space, number, IN_HOOK);
@@ -429,6 +482,12 @@ static __always_inline void answer(void *ctx, struct sock *sk,
 	if (!report->found.known)
 		__sync_fetch_and_add(&a->unserved, 1);
 	report_attempt(ctx, space, false);
+	if (!report->is_refused)
+		return;
+	if (report->is_told && !(known && known->is_refused))
+		tell_full(ctx, space);
+	if (known)
+		known->is_refused = true;
 }
 
 #endif

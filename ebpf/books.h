@@ -559,6 +559,7 @@ enum call {
 	CALL_CONNECT_IPV4,
 	CALL_CONNECT_IPV6,
 	CALL_CONNECT_UNIX,
+	CALL_REQUEST, /* by processor */
 };
 
 struct call_key {

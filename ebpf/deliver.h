@@ -18,6 +18,7 @@
 
 #include "event.h"
 #include "limit.h"
+#include "lives.h"
 #include "params.h"
 #include "report.h"
 #include "ring.h"
@@ -72,6 +73,8 @@ struct counters {
 	__u64 without_ring; /* of them, where the CPU had no ring */
 	__u64 left_out_sent; /* attempts of nobody, where somebody is wanted */
 	__u64 left_out_received;
+	__u64 outcomes; /* events that tell what became of a reported attempt */
+	__u64 outcomes_lost; /* for which there was no room */
 };
 
 struct {
@@ -108,7 +111,23 @@ static __always_inline struct queued *get_queued(void)
 
 static __always_inline __u64 event_size(void)
 {
-	return paths ? sizeof(struct event) : EVENT_LEN;
+	if (paths)
+		return sizeof(struct event);
+	return wants_outcome() ? EVENT_LEN : ATTEMPT_LEN;
+}
+
+/* Not of an attempt of its own: one has been reported. */
+static __always_inline bool is_outcome(const struct event *event)
+{
+	return lifecycle && !failed_only && event->event_raw;
+}
+
+static __always_inline void count_lost(const struct event *event)
+{
+	if (is_outcome(event))
+		count_as(outcomes_lost);
+	else
+		count_as(lost);
 }
 
 /* False: nobody will read the event. */
@@ -120,7 +139,10 @@ static __always_inline bool send(void *ctx, struct delivery *d,
 	d->event.suppressed = told;
 	if (!bpf_perf_event_output(ctx, &events, BPF_F_CURRENT_CPU, &d->event,
 				   event_size())) {
-		count_as(reported);
+		if (is_outcome(&d->event))
+			count_as(outcomes);
+		else
+			count_as(reported);
 		return true;
 	}
 	if (told)
@@ -191,7 +213,7 @@ static __always_inline void send_late(void *ctx, struct delivery *d,
 		__builtin_memset(d->event.exepath, 0, PATH_LEN);
 	}
 	if (!send(ctx, d, limit))
-		count_as(lost);
+		count_lost(&d->event);
 }
 
 /* False: there is none, or no room yet. */
@@ -273,6 +295,10 @@ static __always_inline bool deliver_event(void *ctx, struct workspace *space,
 	bool over = false;
 	enum ring ring;
 
+	if (failed_only && !space->report.outcome.event) {
+		begin_life(space);
+		return false;
+	}
 	if (rate_limit) {
 		limit = find_limit(&d->owner, &space->report);
 		over = limit && !take_token(&limit->attempts, rate_limit,
@@ -284,18 +310,22 @@ static __always_inline bool deliver_event(void *ctx, struct workspace *space,
 	}
 	build_event(&d->event, &space->report, has_waited);
 	if (over) {
-		withhold(d, limit);
+		if (!withhold(d, limit))
+			begin_life(space);
 		return false;
 	}
 	ring = look_at_ring(event_size());
 	if (ring == RING_HAS_ROOM || (!rate_limit && ring == RING_IS_FULL)) {
+		begin_life(space);
 		if (!send(ctx, d, limit))
 			count_as(lost);
 		return true;
 	}
 	if (!limit)
 		limit = find_limit(&d->owner, &space->report);
-	if (!keep(d, limit) && withhold(d, limit) && ring == RING_IS_MISSING)
+	if (keep(d, limit) || !withhold(d, limit))
+		begin_life(space);
+	else if (ring == RING_IS_MISSING)
 		count_as(without_ring);
 	return false;
 }
@@ -308,6 +338,33 @@ static __noinline bool deliver(void *ctx, struct workspace *space)
 static __noinline bool deliver_late(void *ctx, struct workspace *space)
 {
 	return deliver_event(ctx, space, true);
+}
+
+/* What became of an attempt that was reported costs its owner no more. */
+static __noinline bool deliver_outcome(void *ctx, struct workspace *space)
+{
+	struct delivery *d = &space->delivery;
+	enum ring ring = look_at_ring(event_size());
+	struct limit *limit;
+
+	build_event(&d->event, &space->report, false);
+	if (ring == RING_HAS_ROOM) {
+		if (!send(ctx, d, NULL))
+			count_lost(&d->event);
+		return true;
+	}
+	limit = find_limit(&d->owner, &space->report);
+	if (!keep(d, limit))
+		count_lost(&d->event);
+	return false;
+}
+
+/* Tells what became of the report's attempt. True: an event was sent. */
+static __noinline bool tell_outcome(void *ctx, struct workspace *space)
+{
+	if (!failed_only)
+		return deliver_outcome(ctx, space);
+	return space->report.outcome.event == failed && deliver(ctx, space);
 }
 
 #endif

@@ -16,6 +16,7 @@
 
 #include "../program.h"
 #include "packet.h"
+#include "params.h"
 #include "paths.h"
 #include "report.h"
 #include "ring.h"
@@ -61,6 +62,100 @@ static __always_inline void set_process(struct event *event,
 	set_l4endpoint(&event->remote, &none, 0, a);
 }
 
+/* As users see them. */
+static const char causes[CAUSES][CAUSE_LEN] = {
+	[CAUSE_RST] = "rst",	     [CAUSE_ICMP] = "icmp",
+	[CAUSE_SILENCE] = "silence", [CAUSE_NO_ROUTE] = "no-route",
+	[CAUSE_NO_PORT] = "no-port", [CAUSE_DENIED] = "denied",
+	[CAUSE_GAVE_UP] = "gave-up", [CAUSE_LOCAL_DROP] = "local-drop",
+};
+
+static const char reasons[REASONS][REASON_LEN] = {
+	[REASON_OUTPUT] = "output-hook",
+	[REASON_CONNECT] = "connect-hook",
+	[REASON_NO_ROUTE] = "none-matches",
+	[REASON_UNREACHABLE_ROUTE] = "unreachable",
+	[REASON_PROHIBIT_ROUTE] = "prohibit",
+	[REASON_BLACKHOLE_ROUTE] = "blackhole",
+	[REASON_ACCEPT_QUEUE] = "accept-queue-full",
+};
+
+/* Codes of ICMP's "destination unreachable": RFC 792, 1122, 1812. */
+#define ICMP_CODES 16
+
+static const char icmp_codes[ICMP_CODES][REASON_LEN] = {
+	"net-unreachable",	"host-unreachable", "protocol-unreachable",
+	"port-unreachable",	"too-big",	    "source-route-failed",
+	"net-unknown",		"host-unknown",	    "source-isolated",
+	"net-prohibited",	"host-prohibited",  "net-unreachable-tos",
+	"host-unreachable-tos", "admin-prohibited", "precedence-violation",
+	"precedence-cutoff",
+};
+
+/* The same of ICMPv6: RFC 4443, section 3.1. */
+#define ICMPV6_CODES 8
+
+static const char icmpv6_codes[ICMPV6_CODES][REASON_LEN] = {
+	"no-route",	    "admin-prohibited",
+	"beyond-scope",	    "address-unreachable",
+	"port-unreachable", "source-policy",
+	"reject-route",	    "source-routing",
+};
+
+#define ICMP_TIME_EXCEEDED_TYPE 11
+#define ICMPV6_TIME_EXCEEDED_TYPE 3
+
+static __always_inline void set_icmp_reason(struct event *event,
+					    const struct outcome *o,
+					    __u8 version)
+{
+	static const char exceeded[REASON_LEN] = "ttl-exceeded";
+	__u32 code = o->icmp_code;
+
+	if (version == 4 && o->icmp_type == ICMP_UNREACHABLE) {
+		if (code < ICMP_CODES)
+			__builtin_memcpy(event->reason, icmp_codes[code],
+					 REASON_LEN);
+	} else if (version == 6 && o->icmp_type == ICMPV6_UNREACHABLE) {
+		if (code < ICMPV6_CODES)
+			__builtin_memcpy(event->reason, icmpv6_codes[code],
+					 REASON_LEN);
+	} else if (o->icmp_type == (version == 4 ? ICMP_TIME_EXCEEDED_TYPE :
+						   ICMPV6_TIME_EXCEEDED_TYPE)) {
+		__builtin_memcpy(event->reason, exceeded, REASON_LEN);
+	}
+}
+
+/* How it ended: all zero of what has not. */
+static __always_inline void set_outcome(struct event *event,
+					const struct report *report)
+{
+	const struct outcome *o = &report->outcome;
+	__u8 version = report->attempt.version;
+	__u32 cause = o->cause, reason = o->reason;
+
+	event->by.version = version;
+	if (!wants_outcome() || !o->event)
+		return;
+	event->timestamp_raw = report->now;
+	event->event_raw = o->event;
+	event->error_raw = o->error;
+	event->drop_raw = o->drop;
+	event->icmp_type = o->icmp_type;
+	event->icmp_code = o->icmp_code;
+	event->by.addr_raw = o->by;
+	event->latency_ns = o->latency;
+	event->duration_ns = o->duration;
+	event->tx_bytes = o->tx;
+	event->rx_bytes = o->rx;
+	if (cause < CAUSES)
+		__builtin_memcpy(event->cause, causes[cause], CAUSE_LEN);
+	if (cause == CAUSE_ICMP)
+		set_icmp_reason(event, o, version);
+	else if (reason < REASONS)
+		__builtin_memcpy(event->reason, reasons[reason], REASON_LEN);
+}
+
 static __always_inline void set_endpoints(struct event *event,
 					  const struct attempt *a)
 {
@@ -104,6 +199,7 @@ static __always_inline void build_event(struct event *event,
 	set_meta(event, report);
 	set_endpoints(event, &report->attempt);
 	set_process(event, report);
+	set_outcome(event, report);
 	if (paths && has_waited) {
 		__builtin_memset(event->cwd, 0, PATH_LEN);
 		__builtin_memset(event->exepath, 0, PATH_LEN);

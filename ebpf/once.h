@@ -63,6 +63,7 @@ struct sightings {
 	__u32 devices[MAX_STACKED]; /* ifindex, or 0 */
 	__u64 listener; /* the number of the socket that got it, or 0 */
 	struct tuple socket; /* the ends that it had then */
+	__u64 is_refused; /* by it, which was told */
 };
 
 struct {
@@ -141,6 +142,7 @@ __noinline int is_copy(struct __sk_buff *skb)
 		first.retries = known->retries + 1;
 		first.listener = known->listener;
 		first.socket = known->socket;
+		first.is_refused = known->is_refused;
 	}
 	report->retries = first.retries;
 	bpf_map_update_elem(&attempts, &id, &first, BPF_ANY);

@@ -30,6 +30,7 @@ static __always_inline void set_found(struct found *found,
 	found->sk = owner->sk;
 	found->since = owner->since;
 	found->started = owner->started;
+	found->called = owner->called;
 	found->family = owner->family;
 	found->known = true;
 	found->followed = owner->followed;

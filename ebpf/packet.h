@@ -28,6 +28,12 @@
 #define ETH_P_IPV6 0x86DD
 #define ETH_P_8021AD 0x88A8
 
+/* include/uapi/linux/in6.h, icmp.h, icmpv6.h */
+#define IPPROTO_ICMPV6 58
+#define ICMP_UNREACHABLE 3
+#define ICMPV6_UNREACHABLE 1
+#define ICMP_HLEN 8
+
 /* include/linux/if_vlan.h */
 #define VLAN_HLEN 4
 #define VLAN_MAX_DEPTH 8
@@ -43,6 +49,7 @@
 #define NEXTHDR_AUTH 51
 #define NEXTHDR_DEST 60
 #define TCPHDR_SYN 0x02
+#define TCPHDR_RST 0x04
 #define TCPHDR_ACK 0x10
 
 #define MAX_EXTENSION_HEADERS 6
@@ -125,6 +132,7 @@ struct attempt {
 	__u8 version; /* 4 or 6 */
 	__u8 proto; /* IPPROTO_TCP or IPPROTO_UDP */
 	bool egress;
+	bool refuses; /* no attempt: it may refuse one, see refusal.h */
 };
 
 /*
@@ -314,9 +322,15 @@ static __always_inline bool read_tcp(const struct cursor *c,
 	struct tcp_header h;
 	__u32 doff;
 
-	if (!wants_tcp() || !is_of_use(c->skb, a->egress) ||
-	    !load(c, ip->l4, &h, sizeof(h)) ||
-	    (h.flags & (TCPHDR_SYN | TCPHDR_ACK)) != TCPHDR_SYN)
+	if (!wants_tcp() ||
+	    !(wants_outcome() || is_of_use(c->skb, a->egress)) ||
+	    !load(c, ip->l4, &h, sizeof(h)))
+		return false;
+	if ((h.flags & (TCPHDR_SYN | TCPHDR_ACK)) != TCPHDR_SYN) {
+		a->refuses = wants_outcome() && (h.flags & TCPHDR_RST);
+		return false;
+	}
+	if (!is_of_use(c->skb, a->egress))
 		return false;
 
 	doff = (h.doff_reserved >> 4) * 4;
@@ -442,6 +456,10 @@ static __always_inline bool read_transport(const struct cursor *c,
 		return read_tcp(c, ip, a);
 	case IPPROTO_UDP:
 		return read_udp(c, ip, a);
+	case IPPROTO_ICMP:
+	case IPPROTO_ICMPV6:
+		a->refuses = wants_outcome() && a->egress;
+		return false;
 	default:
 		return false;
 	}
@@ -458,7 +476,8 @@ static __always_inline bool read_attempt(struct __sk_buff *skb,
 	struct ip_info ip;
 
 	a->egress = skb->pkt_type == PACKET_OUTGOING;
-	if (!is_own_traffic(skb) || !(wants_udp() || is_of_use(skb, a->egress)))
+	if (!is_own_traffic(skb) ||
+	    !(wants_udp() || wants_outcome() || is_of_use(skb, a->egress)))
 		return false;
 
 	if (!read_ip(&c, find_ip_header(&c), &ip) ||

@@ -49,6 +49,12 @@ GADGET_PARAM(copies);
 const volatile bool forwarded = false;
 GADGET_PARAM(forwarded);
 
+const volatile bool lifecycle = false;
+GADGET_PARAM(lifecycle);
+
+const volatile bool failed_only = false;
+GADGET_PARAM(failed_only);
+
 const volatile __u32 rate_limit = 1000; /* events/s of one owner; 0: none */
 GADGET_PARAM(rate_limit);
 
@@ -59,6 +65,12 @@ GADGET_PARAM(follow);
 static __always_inline bool wants_direction(bool egress)
 {
 	return !(egress ? ingress_only : egress_only);
+}
+
+/* Whether it is told, too, what became of an attempt. */
+static __always_inline bool wants_outcome(void)
+{
+	return lifecycle || failed_only;
 }
 
 static __always_inline bool wants_device(__u32 ifindex)

@@ -24,12 +24,65 @@ struct found {
 	__u64 sk; /* of a socket in the books, as in struct owner */
 	__u64 since;
 	__u64 started; /* the process, ns since the boot */
+	__u64 called; /* as in struct owner */
 	__u64 task; /* who serves the socket now: a struct task_struct, or 0 */
 	__u32 family; /* as in struct owner */
 	bool known;
 	bool has_ends; /* those of report->socket */
 	bool is_reported; /* the attempt was, before it reached a device */
 	bool followed; /* as in struct owner */
+};
+
+/* What ended an attempt: see causes in event.h. */
+enum cause : __u8 {
+	CAUSE_NONE, /* not known, or it has not failed */
+	CAUSE_RST,
+	CAUSE_ICMP,
+	CAUSE_SILENCE,
+	CAUSE_NO_ROUTE,
+	CAUSE_NO_PORT,
+	CAUSE_DENIED,
+	CAUSE_GAVE_UP,
+	CAUSE_LOCAL_DROP,
+	CAUSES,
+};
+
+/* The cause in detail: see reasons in event.h. That of ICMP is its code. */
+enum reason : __u8 {
+	REASON_NONE,
+	REASON_OUTPUT,
+	REASON_CONNECT,
+	REASON_NO_ROUTE,
+	REASON_UNREACHABLE_ROUTE,
+	REASON_PROHIBIT_ROUTE,
+	REASON_BLACKHOLE_ROUTE,
+	REASON_ACCEPT_QUEUE,
+	REASONS,
+};
+
+/* A packet that has refused an attempt, and when, ns since the boot. */
+struct refusal {
+	__u64 time;
+	union gadget_ip_addr_t by;
+	enum cause cause; /* CAUSE_NONE: there was none */
+	__u8 icmp_type;
+	__u8 icmp_code;
+};
+
+/* What became of an attempt; times in ns. */
+struct outcome {
+	__u64 latency;
+	__u64 duration;
+	__u64 tx; /* bytes */
+	__u64 rx;
+	union gadget_ip_addr_t by;
+	__u32 error; /* errno */
+	__u32 drop; /* enum skb_drop_reason of this kernel */
+	__u8 event; /* enum network_event */
+	enum cause cause;
+	enum reason reason;
+	__u8 icmp_type;
+	__u8 icmp_code;
 };
 
 /* All that is known of one attempt. */
@@ -40,12 +93,18 @@ struct report {
 	struct tuple ends; /* on the wire */
 	struct tuple socket; /* as the socket of this side has them */
 	struct found found;
+	struct outcome outcome;
+	struct refusal refusal; /* of what waits */
+	__u32 drop; /* likewise, as in struct outcome */
 	__u32 device; /* ifindex of the interface that saw it */
 	__u32 retries;
 	__u32 runs_in; /* enum runs_in: where it is made */
 	__u8 hops; /* that a packet which waits has left: TTL or hop limit */
 	bool translated; /* the socket has other ends than the wire */
 	bool forwarded; /* on its way through this namespace */
+	bool is_taken; /* by a listener */
+	bool is_refused; /* by it: its queue is full */
+	bool is_told; /* it was reported, or is with what became of it */
 };
 
 /* A process that has dealt with a socket, and the thread that last did. */
@@ -81,6 +140,18 @@ struct search {
 struct arrival {
 	struct tuple ends; /* as they came */
 	__u64 number; /* a SYN's sequence number, a datagram's first bytes */
+	__u64 pad; /* a tuple is a multiple of 16 bytes */
+};
+
+/*
+ * An attempt whose end is awaited, see lives.h: the socket's ends, and whether it
+ * has called. One that meets its own call, or one from the other side at the same
+ * time, has two lives. A key of maps.
+ */
+struct life_key {
+	struct tuple ends;
+	__u64 egress;
+	__u64 pad; /* a tuple is a multiple of 16 bytes */
 };
 
 /* The packet as the socket of this side would see it. */
@@ -130,9 +201,6 @@ struct limit_key {
 	__u32 family; /* of young processes: pid is their ancestor's */
 };
 
-/* What is sent of an event without paths, in bytes. */
-#define EVENT_LEN __builtin_offsetof(struct event, cwd)
-
 /* An event and whose it is. */
 struct delivery {
 	struct limit_key owner;
@@ -153,18 +221,21 @@ _Static_assert(__builtin_offsetof(struct delivery, event) ==
  * Too large for the stack, and what is in a map the verifier does not follow.
  * It is this CPU's: a packet's filter runs with softirqs off, see
  * dev_queue_xmit(), and what it interrupts has one of its own: a hook, none of
- * which runs in another one, see trace_call_bpf().
+ * which runs in another one, see trace_call_bpf(). Raw tracepoints do.
  */
 struct workspace {
 	struct report report;
 	struct search search;
 	struct arrival arrival; /* that is looked for */
+	struct life_key life; /* likewise */
 	struct delivery delivery;
 };
 
 enum runs_in {
 	IN_PACKET,
 	IN_HOOK,
+	IN_TRACEPOINT, /* a raw one */
+	IN_NESTED, /* that has interrupted one */
 	CONTEXTS,
 };
 

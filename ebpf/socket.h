@@ -17,7 +17,11 @@
 #define AF_INET6 10
 
 /* include/net/tcp_states.h, under names that vmlinux.h has not */
+#define TCP_ESTABLISHED_STATE 1
 #define TCP_SYN_SENT_STATE 2
+#define TCP_SYN_RECV_STATE 3
+#define TCP_FIN_WAIT1_STATE 4
+#define TCP_CLOSE_STATE 7
 #define TCP_LISTEN_STATE 10
 
 /*
@@ -107,17 +111,12 @@ static __always_inline __u32 initial_sequence(struct sock *sk)
 	return BPF_CORE_READ((struct tcp_sock *)sk, write_seq);
 }
 
-/*
- * Fills in a tuple that is all zero; false for what is no socket of the
- * protocol.
- */
-static __always_inline bool read_socket(struct sock *sk, __u8 proto,
-					struct tuple *t)
+/* Fills in a tuple that is all zero, also of a request for a connection. */
+static __always_inline bool read_ends(struct sock *sk, __u8 proto,
+				      struct tuple *t)
 {
 	__u16 family = BPF_CORE_READ(sk, __sk_common.skc_family);
 
-	if (!is_socket_of(sk, proto))
-		return false;
 	if (family == AF_INET6) {
 		read_ipv6_socket(sk, t);
 		if (is_v4mapped(&t->local) || is_v4mapped(&t->remote))
@@ -133,6 +132,13 @@ static __always_inline bool read_socket(struct sock *sk, __u8 proto,
 	t->remote_port = bpf_ntohs(BPF_CORE_READ(sk, __sk_common.skc_dport));
 	t->proto = proto;
 	return true;
+}
+
+/* The same; false for what is no socket of the protocol. */
+static __always_inline bool read_socket(struct sock *sk, __u8 proto,
+					struct tuple *t)
+{
+	return is_socket_of(sk, proto) && read_ends(sk, proto, t);
 }
 
 static __always_inline bool is_ipv6only(struct sock *sk)

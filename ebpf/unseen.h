@@ -21,9 +21,6 @@
 #include "socket.h"
 #include "watched.h"
 
-/* include/uapi/asm-generic/errno.h */
-#define EAFNOSUPPORT 97
-
 static __always_inline void begin_unseen(struct report *report,
 					 const struct tuple *ends,
 					 const struct owner *owner)
@@ -34,13 +31,13 @@ static __always_inline void begin_unseen(struct report *report,
 	report->time = owner->called;
 	report->now = bpf_ktime_get_boot_ns();
 	report->ends = report->socket = *ends;
-	report->runs_in = IN_HOOK;
 	a->saddr = ends->local;
 	a->daddr = ends->remote;
 	a->sport = ends->local_port;
 	a->dport = ends->remote_port;
 	a->version = ends->version;
 	a->proto = IPPROTO_TCP;
+	a->seq = owner->isn;
 	a->egress = true;
 	set_found(&report->found, owner);
 	report->found.has_ends = true;
@@ -62,9 +59,9 @@ static __always_inline bool is_loopback(const struct tuple *ends)
 /* Reports an attempt of a namespace that is watched. */
 static __noinline int report_unseen(void *ctx, struct sock *sk,
 				    const struct tuple *ends,
-				    const struct owner *owner)
+				    const struct owner *owner, __u32 runs_in)
 {
-	struct workspace *space = get_workspace(IN_HOOK);
+	struct workspace *space = get_workspace(runs_in);
 	struct report *report;
 
 	if (!space || !wants_tcp() || !wants_direction(true) ||
@@ -74,6 +71,7 @@ static __noinline int report_unseen(void *ctx, struct sock *sk,
 		return 0;
 	report = &space->report;
 	begin_unseen(report, ends, owner);
+	report->runs_in = runs_in;
 	if (!is_group_address(&report->attempt) && wants_found(&report->found))
 		deliver(ctx, space);
 	return 0;
@@ -83,7 +81,7 @@ static __noinline int report_unseen(void *ctx, struct sock *sk,
  * The connection has waited for a second, or its wait is over: if its SYN was not
  * seen yet, it is not waited for any longer.
  */
-static __always_inline void end_wait(void *ctx, struct sock *sk)
+static __always_inline void end_wait(void *ctx, struct sock *sk, __u32 runs_in)
 {
 	__u64 address = (__u64)sk;
 	struct entries *entries = bpf_map_lookup_elem(&sockets, &address);
@@ -95,12 +93,13 @@ static __always_inline void end_wait(void *ctx, struct sock *sk)
 	if (!owner || !owner->isn || owner->progress != ON_ITS_WAY)
 		return;
 	end_progress(owner, REPORTED);
-	report_unseen(ctx, sk, &entries->connection, owner);
+	report_unseen(ctx, sk, &entries->connection, owner, runs_in);
 }
 
-/* What a thread has asked a socket to connect to. */
+/* What a thread has asked a socket to connect to, and when. */
 struct asked {
 	struct sock *sk;
+	__u64 time; /* ns since the boot */
 	struct tuple ends;
 };
 
@@ -166,7 +165,7 @@ static __always_inline void enter_connect(struct sock *sk, void *address,
 					  int len)
 {
 	__u64 thread = bpf_get_current_pid_tgid();
-	struct asked call = { .sk = sk };
+	struct asked call = { .sk = sk, .time = bpf_ktime_get_boot_ns() };
 
 	if (read_asked(&call.ends, address, len))
 		bpf_map_update_elem(&asked, &thread, &call, BPF_ANY);
@@ -188,8 +187,47 @@ static __always_inline void set_own_end(struct tuple *ends, struct sock *sk)
 		ends->local = own.local;
 }
 
-/* A connect that has failed before there was a packet. */
-static __always_inline void leave_connect(void *ctx, int result)
+/* A connect() that has failed before there was a packet. */
+static __always_inline void fail_connect(void *ctx, const struct tuple *ends,
+					 __u32 error, bool is_hook)
+{
+	struct life_key key = { .ends = *ends, .egress = true };
+	struct workspace *space = get_workspace(IN_HOOK);
+	struct life *life = get_new_life(IN_HOOK);
+	struct outcome *o;
+
+	if (!wants_outcome() || !space || !life || !take_life(&key, life))
+		return;
+	begin_outcome(&space->report, life, failed, IN_HOOK);
+	o = &space->report.outcome;
+	o->latency = space->report.now - life->begun;
+	o->error = error;
+	if (is_hook || error == EPERM) {
+		o->cause = CAUSE_DENIED;
+		o->reason = REASON_CONNECT;
+	} else if (error == ENETUNREACH) {
+		o->cause = CAUSE_NO_ROUTE;
+		o->reason = REASON_NO_ROUTE;
+	} else if (error == EHOSTUNREACH) {
+		o->cause = CAUSE_NO_ROUTE;
+		o->reason = REASON_UNREACHABLE_ROUTE;
+	} else if (error == EACCES) {
+		o->cause = CAUSE_NO_ROUTE;
+		o->reason = REASON_PROHIBIT_ROUTE;
+	} else if (error == EINVAL) {
+		o->cause = CAUSE_NO_ROUTE;
+		o->reason = REASON_BLACKHOLE_ROUTE;
+	} else if (error == EADDRNOTAVAIL) {
+		o->cause = CAUSE_NO_PORT;
+	}
+	tell_outcome(ctx, space);
+}
+
+/*
+ * A connect that has failed before there was a packet; by a program that the kernel
+ * asks first, or by the kernel.
+ */
+static __always_inline void leave_connect(void *ctx, int result, bool is_hook)
 {
 	__u64 thread = bpf_get_current_pid_tgid();
 	struct asked *call = bpf_map_lookup_elem(&asked, &thread);
@@ -201,14 +239,15 @@ static __always_inline void leave_connect(void *ctx, int result)
 		return;
 	ends = call->ends;
 	sk = call->sk;
+	owner->called = call->time;
 	bpf_map_delete_elem(&asked, &thread);
 	if (!result || result == -EAFNOSUPPORT ||
 	    !set_owner(owner, sk, (void *)bpf_get_current_task()))
 		return;
 	set_own_end(&ends, sk);
-	owner->called = bpf_ktime_get_boot_ns();
 	book_paths(owner->sk, owner->since);
-	report_unseen(ctx, sk, &ends, owner);
+	report_unseen(ctx, sk, &ends, owner, IN_HOOK);
+	fail_connect(ctx, &ends, -result, is_hook);
 }
 
 #endif

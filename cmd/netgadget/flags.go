@@ -86,6 +86,7 @@ func (f *runFlags) ownFlags() *pflag.FlagSet {
 	own.DurationVarP(&f.timeout, "timeout", "t", 0, "end after this time (10s, 5m), a COMMAND by SIGTERM; 0 for never")
 	own.BoolVar(&f.wait, "wait", false, "with a COMMAND: go on until the processes that it has left have ended, too")
 	own.StringArrayVar(&f.options.NetNS, "netns", nil, "network namespace to watch in place of the host's and containers': a file, a name of `ip netns`, or all; repeatable")
+	own.BoolVar(&f.options.DropReasons, "drop-reasons", false, "with --lifecycle or --failed-only: ask the kernel why it has dropped a packet, Linux 5.17 or newer (the field drop)")
 	own.BoolVar(&f.strict, "strict", false, "fail when events were lost: more came than could be read")
 	return own
 }
@@ -137,6 +138,9 @@ func (f *runFlags) parse(flags *pflag.FlagSet, args []string) error {
 	}
 	f.options.Params = maps.Clone(defaults)
 	maps.Copy(f.options.Params, setParams(flags))
+	if f.options.Params["output"] == "columns" {
+		f.options.Hints = os.Stdout
+	}
 	return nil
 }
 

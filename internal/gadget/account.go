@@ -25,10 +25,13 @@ type account struct {
 	arriving queuedMap // attempts that wait for the kernel's answer
 	ending   *ebpf.Map // whether any does
 	unserved span      // of these, in their map: see Summary
+	living   queuedMap // attempts whose end is awaited
+	lives    *ebpf.Map // the same, one by one
 
 	mu     sync.Mutex
 	closed bool
-	read   uint64 // events
+	read   uint64             // events
+	kinds  [Closed + 1]uint64 // of them, those that tell how an attempt went on
 	owners map[ownerKey]*Withheld
 }
 
@@ -59,6 +62,12 @@ func (a *account) attach(gadgetCtx operators.GadgetContext) (err error) {
 	if a.arriving, err = newQueuedMap(gadgetCtx, "arriving", []string{"begun"}, []string{"ended"}); err != nil {
 		return err
 	}
+	if a.living, err = newQueuedMap(gadgetCtx, "living", []string{"begun"}, []string{"ended"}); err != nil {
+		return err
+	}
+	if a.lives, err = loadedMap(gadgetCtx, "lives"); err != nil {
+		return err
+	}
 	f := fields{of: a.arriving.gadgetMap}
 	a.unserved = f.find("unserved")
 	a.ending, err = loadedMap(gadgetCtx, "ending")
@@ -75,16 +84,17 @@ func (a *account) endArrivals() error {
 	return nil
 }
 
-// enter counts an event that was read, and what it tells: attempts of its owner
-// that were withheld. It is false when the account is closed: then the event is
+// enter counts an event that was read, as an attempt or as what it tells of one, and
+// the attempts of its owner that were withheld. It is false when the account is closed: then the event is
 // of no part of the run.
-func (a *account) enter(suppressed uint32, owner func() Owner) bool {
+func (a *account) enter(kind Kind, suppressed uint32, owner func() Owner) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.closed {
 		return false
 	}
 	a.read++
+	a.kinds[min(kind, Closed)]++
 	if suppressed > 0 {
 		a.add(owner(), uint64(suppressed))
 	}
@@ -121,18 +131,22 @@ func (a *account) close(must bool) (s Summary, ok bool, err error) {
 	if err != nil {
 		return s, false, err
 	}
-	if !must && (before != after || waiting.put != waiting.taken || after.reported != a.read) {
+	if !must && (before != after || waiting.put != waiting.taken || after.reported+after.outcomes != a.read) {
 		return s, false, nil
 	}
 
 	a.closed = true
 	s = Summary{
 		// What waits still is not reported.
-		Reported: a.read, Withheld: after.withheld + waiting.put - waiting.taken, Lost: after.lost,
+		Reported: a.kinds[Attempt], Established: a.kinds[Established], Failed: a.kinds[Failed], OutcomesLost: after.outcomesLost,
+		Withheld: after.withheld + waiting.put - waiting.taken, Lost: after.lost,
 		WithoutBuffer: after.withoutRing, LeftOutSent: after.leftOutSent, LeftOutReceived: after.leftOutReceived,
 	}
 	err = a.arriving.each(func(value []byte) { s.Unserved = a.unserved.uint(value) })
 	if err != nil {
+		return s, false, err
+	}
+	if err := a.countUnended(&s); err != nil {
 		return s, false, err
 	}
 	for w := range maps.Values(a.owners) {
@@ -142,6 +156,27 @@ func (a *account) close(must bool) (s Summary, ok bool, err error) {
 		return cmp.Or(cmp.Compare(b.Attempts, a.Attempts), cmp.Compare(a.PID, b.PID))
 	})
 	return s, true, nil
+}
+
+// countUnended counts the attempts whose end is awaited still, and those that are
+// not any more: there was no room for so many.
+func (a *account) countUnended(s *Summary) error {
+	l, err := a.living.read()
+	if err != nil {
+		return err
+	}
+	var key, value []byte
+	lives := a.lives.Iterate()
+	for lives.Next(&key, &value) {
+		s.Unended++
+	}
+	if err := lives.Err(); err != nil && !errors.Is(err, ebpf.ErrIterationAborted) {
+		return fmt.Errorf("counting %s: %w", a.lives, err)
+	}
+	if unended := l.put - l.taken; l.put > l.taken && unended > s.Unended {
+		s.Forgotten = unended - s.Unended
+	}
+	return nil
 }
 
 // gadgetMap is one of the gadget's maps.
@@ -215,11 +250,14 @@ func (f *fields) find(name string) span {
 type counterMap struct {
 	gadgetMap
 	reported, lost, withheld, withoutRing, leftOutSent, leftOutReceived span
+	outcomes, outcomesLost                                              span
 }
 
-// counted is the sum over all CPUs, in attempts.
+// counted is the sum over all CPUs, in attempts; and in events that tell how
+// attempts went on.
 type counted struct {
 	reported, lost, withheld, withoutRing, leftOutSent, leftOutReceived uint64
+	outcomes, outcomesLost                                              uint64
 }
 
 func newCounterMap(gadgetCtx operators.GadgetContext) (c counterMap, err error) {
@@ -230,6 +268,7 @@ func newCounterMap(gadgetCtx operators.GadgetContext) (c counterMap, err error) 
 	c.reported, c.lost, c.withheld = f.find("reported"), f.find("lost"), f.find("withheld")
 	c.withoutRing = f.find("without_ring")
 	c.leftOutSent, c.leftOutReceived = f.find("left_out_sent"), f.find("left_out_received")
+	c.outcomes, c.outcomesLost = f.find("outcomes"), f.find("outcomes_lost")
 	return c, f.err
 }
 
@@ -241,6 +280,8 @@ func (c counterMap) read() (sum counted, err error) {
 		sum.withoutRing += c.withoutRing.uint(value)
 		sum.leftOutSent += c.leftOutSent.uint(value)
 		sum.leftOutReceived += c.leftOutReceived.uint(value)
+		sum.outcomes += c.outcomes.uint(value)
+		sum.outcomesLost += c.outcomesLost.uint(value)
 	})
 	return sum, err
 }

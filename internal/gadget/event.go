@@ -13,8 +13,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Event is one attempt to talk, as a network namespace saw it.
+// Event is one attempt to talk, as a network namespace saw it, or with the
+// parameter "lifecycle" what became of it.
 type Event struct {
+	Kind     Kind
 	Time     time.Time
 	NetNS    uint32 // inode number of the network namespace
 	Egress   bool   // sent by this namespace; false: received
@@ -31,10 +33,44 @@ type Event struct {
 	// withheld since its event before.
 	Suppressed uint32
 
+	// Of what has failed: what the application gets (0 for what was received), what
+	// ended it (see the field "cause" in gadget.yaml) and why, and the address that
+	// the packet bore which did, if one did. Of ICMP also its type and code.
+	Error              unix.Errno
+	Cause, Reason      string
+	By                 netip.Addr
+	ICMPType, ICMPCode uint8
+	// Drop is why the kernel dropped its packet: a number of its enum
+	// skb_drop_reason, or 0.
+	Drop uint32
+
+	Latency  time.Duration // until it was established, or has failed
+	Duration time.Duration // of what is closed: since it was established
+	TxBytes  uint64        // of what is closed: payload that was sent
+	RxBytes  uint64        // likewise: payload that was received
+
 	// With the parameter "paths": of the process, when it connected or opened its
 	// port; empty when they are not known.
 	ExePath string
 	Cwd     string
+}
+
+// Kind is what an event tells.
+type Kind uint8
+
+// The kinds, as enum network_event in program.h has them.
+const (
+	Attempt Kind = iota
+	Established
+	Failed
+	Closed // what was established
+)
+
+func (k Kind) String() string {
+	if names := []string{"attempt", "established", "failed", "closed"}; int(k) < len(names) {
+		return names[k]
+	}
+	return fmt.Sprintf("event#%d", uint8(k))
 }
 
 // Protocol is an IP protocol number, see IANA's "Protocol Numbers".
@@ -79,6 +115,7 @@ type Parent struct {
 // decoder reads events by the fields of IG's data source.
 type decoder struct {
 	order     binary.ByteOrder
+	kind      datasource.FieldAccessor
 	timestamp datasource.FieldAccessor
 	netns     datasource.FieldAccessor
 	egress    datasource.FieldAccessor
@@ -93,6 +130,12 @@ type decoder struct {
 	retries, suppressed datasource.FieldAccessor
 	exePath             datasource.FieldAccessor
 	cwd                 datasource.FieldAccessor
+	outcome             outcomeFields
+}
+
+type outcomeFields struct {
+	errno, cause, reason, by, byVersion, icmpType, icmpCode, drop datasource.FieldAccessor
+	latency, duration, tx, rx                                     datasource.FieldAccessor
 }
 
 type endpointFields struct {
@@ -121,6 +164,7 @@ func newDecoder(ds datasource.DataSource) (*decoder, error) {
 	}
 	d := &decoder{
 		order:     ds.ByteOrder(),
+		kind:      field("event_raw"),
 		timestamp: field("timestamp_raw"),
 		netns:     field("netns_id"),
 		egress:    field("egress"),
@@ -137,6 +181,12 @@ func newDecoder(ds datasource.DataSource) (*decoder, error) {
 			comm: field("proc.comm"), pid: field("proc.pid"), tid: field("proc.tid"),
 			mntns: field("proc.mntns_id"), uid: field("proc.creds.uid"), gid: field("proc.creds.gid"),
 			parentComm: field("proc.parent.comm"), parentPID: field("proc.parent.pid"), parentTID: field("proc.parent.tid"),
+		},
+		outcome: outcomeFields{
+			errno: field("error_raw"), cause: field("cause"), reason: field("reason"),
+			by: field("by.addr_raw"), byVersion: field("by.version"),
+			icmpType: field("icmp_type"), icmpCode: field("icmp_code"), drop: field("drop_raw"),
+			latency: field("latency_ns"), duration: field("duration_ns"), tx: field("tx_bytes"), rx: field("rx_bytes"),
 		},
 	}
 	if missing != nil {
@@ -173,6 +223,7 @@ func (d *decoder) called(data datasource.Data) (service, bool) {
 
 func (d *decoder) event(data datasource.Data) (e Event, err error) {
 	e = Event{
+		Kind:   d.kindOf(data),
 		Time:   time.Unix(0, int64(d.order.Uint64(d.timestamp.Get(data)))),
 		NetNS:  d.uint32(d.netns, data),
 		Egress: d.egress.Get(data)[0] != 0,
@@ -196,6 +247,7 @@ func (d *decoder) event(data datasource.Data) (e Event, err error) {
 		ExePath:    cString(d.exePath.Get(data)),
 		Cwd:        cString(d.cwd.Get(data)),
 	}
+	d.setOutcome(&e, data)
 	for _, end := range []struct {
 		fields endpointFields
 		to     *netip.AddrPort
@@ -208,6 +260,28 @@ func (d *decoder) event(data datasource.Data) (e Event, err error) {
 		e.Local, e.Remote = netip.AddrPort{}, netip.AddrPort{}
 	}
 	return e, nil
+}
+
+func (d *decoder) kindOf(data datasource.Data) Kind { return Kind(d.kind.Get(data)[0]) }
+
+// setOutcome reads how an attempt has gone on.
+func (d *decoder) setOutcome(e *Event, data datasource.Data) {
+	f := d.outcome
+	e.Error = unix.Errno(d.uint32(f.errno, data))
+	e.Cause, e.Reason = cString(f.cause.Get(data)), cString(f.reason.Get(data))
+	e.ICMPType, e.ICMPCode = f.icmpType.Get(data)[0], f.icmpCode.Get(data)[0]
+	e.Drop = d.uint32(f.drop, data)
+	e.Latency = time.Duration(d.order.Uint64(f.latency.Get(data)))
+	e.Duration = time.Duration(d.order.Uint64(f.duration.Get(data)))
+	e.TxBytes, e.RxBytes = d.order.Uint64(f.tx.Get(data)), d.order.Uint64(f.rx.Get(data))
+	if raw := f.by.Get(data); f.byVersion.Get(data)[0] == 4 {
+		e.By = netip.AddrFrom4([4]byte(raw[:4]))
+	} else {
+		e.By = netip.AddrFrom16([16]byte(raw[:16]))
+	}
+	if e.By.IsUnspecified() {
+		e.By = netip.Addr{}
+	}
 }
 
 func unspecified(like netip.Addr) netip.Addr {

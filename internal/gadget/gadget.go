@@ -11,6 +11,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"strings"
 	"time"
@@ -54,9 +55,17 @@ type Options struct {
 	// itself watches that of process 1 (with "host") and those of containers.
 	NetNSOf []int
 
+	// DropReasons has the kernel asked why it drops packets (Linux 5.17 and later),
+	// for Event.Drop. It costs a little for each connection.
+	DropReasons bool
+
 	// OnEvent, if not nil, gets each event, one at a time and per CPU in the
 	// order in which it was reported.
 	OnEvent func(Event)
+
+	// Hints, if not nil, gets a line about each kind of failure, once: what to look
+	// at first. It comes behind the event's own line.
+	Hints io.Writer
 
 	// OnReady, if not nil, is called when the gadget sees every packet. When
 	// it returns, the gadget reports what was sent until then, and ends.
@@ -64,15 +73,18 @@ type Options struct {
 
 	// command, if not nil, is what is followed.
 	command *command
+
+	columns []column // of the table, if it is not the image's own
 }
 
 // Run runs the gadget until ctx is done or OnReady returned, reports what was
 // seen until then, and returns. Everything it attached is detached then. That
 // events were lost is no error: the summary tells, and its Err.
 func Run(ctx context.Context, o Options) (s Summary, err error) {
-	if err := conflicts(o.Params); err != nil {
+	if err := o.conflicts(); err != nil {
 		return s, err
 	}
+	o = o.withTable()
 	files, err := o.netNSFiles()
 	if err != nil {
 		return s, err
@@ -135,6 +147,7 @@ type run struct {
 	taps     *namespaces
 	talked   *talked // by those who are followed
 	followed *followed
+	hints    hints
 	failed   error // in preStart
 }
 
@@ -176,6 +189,10 @@ const waitingTimeout = 10 * time.Second
 // they are reported when it is sent again, after a second.
 const awaitedTimeout = 2 * time.Second
 
+// closingTimeout bounds the wait for connections of a command that has ended: they
+// close then, unless somebody else has them too, or the other side is slow.
+const closingTimeout = 2 * time.Second
+
 // end waits for the last event, and settles the account.
 func (r *run) end(ctx context.Context) (s Summary, err error) {
 	// Then every packet has become an event, and some of these wait.
@@ -187,6 +204,9 @@ func (r *run) end(ctx context.Context) (s Summary, err error) {
 	}
 	if err == nil {
 		err = waitFor(ctx, r.account.awaited, awaitedTimeout)
+	}
+	if err == nil && r.options.command != nil {
+		err = waitFor(ctx, r.account.living, closingTimeout)
 	}
 	if err == nil {
 		err = waitFor(ctx, r.account.queued, waitingTimeout)
@@ -261,6 +281,7 @@ const (
 	priorityFirst  = -1_000_000
 	priorityFields = -500
 	priorityLast   = 9_000
+	priorityHints  = 20_000 // behind the printer
 )
 
 func (r *run) operators() []operators.DataOperator {
@@ -291,6 +312,10 @@ func (r *run) init(gadgetCtx operators.GadgetContext) error {
 	if err != nil {
 		return err
 	}
+	if err := r.options.prepareDropReasons(gadgetCtx); err != nil {
+		return err
+	}
+	r.options.setTable(ds)
 	older, ok := gadgetCtx.GetDataSources()[olderSockets]
 	if !ok {
 		return fmt.Errorf("the image has no data source %q: it is an older one", olderSockets)
@@ -313,11 +338,23 @@ func (r *run) init(gadgetCtx operators.GadgetContext) error {
 				r.talked.enter(service)
 			}
 		}
-		if !r.account.enter(d.uint32(d.suppressed, data), func() Owner { return d.owner(data) }) {
+		kind := d.kindOf(data)
+		if r.options.asks(failedOnlyParam) {
+			kind = Attempt // each tells of one that no other event tells of
+		}
+		if !r.account.enter(kind, d.uint32(d.suppressed, data), func() Owner { return d.owner(data) }) {
 			return datasource.ErrDiscard
 		}
 		return nil
 	}, priorityFirst)
+	if err == nil && r.options.Hints != nil {
+		err = ds.Subscribe(func(_ datasource.DataSource, data datasource.Data) error {
+			if event, err := d.event(data); err == nil {
+				r.hints.tell(r.options.Hints, event)
+			}
+			return nil
+		}, priorityHints)
+	}
 	if err != nil || r.options.OnEvent == nil {
 		return err
 	}
@@ -396,11 +433,25 @@ func (r *run) close() error {
 }
 
 // conflicts names two parameters that leave nothing to report.
-func conflicts(params map[string]string) error {
-	for _, pair := range [][2]string{{"egress-only", "ingress-only"}, {"tcp-only", "udp-only"}} {
-		if strings.EqualFold(params[pair[0]], "true") && strings.EqualFold(params[pair[1]], "true") {
+func (o Options) conflicts() error {
+	for _, pair := range [][2]string{{"egress-only", "ingress-only"}, {"tcp-only", "udp-only"}, {failedOnlyParam, "udp-only"}} {
+		if o.asks(pair[0]) && o.asks(pair[1]) {
 			return fmt.Errorf("--%s and --%s exclude each other: nothing would be reported; give one of them", pair[0], pair[1])
 		}
 	}
+	if o.DropReasons && !o.asksForOutcomes() {
+		return fmt.Errorf("--drop-reasons tells why attempts have failed: give --%s or --%s as well", lifecycleParam, failedOnlyParam)
+	}
 	return nil
 }
+
+// asks is whether a parameter that is true or false is true.
+func (o Options) asks(param string) bool { return strings.EqualFold(o.Params[param], "true") }
+
+// Parameters by which the gadget tells how attempts went on.
+const (
+	lifecycleParam  = "lifecycle"
+	failedOnlyParam = "failed-only"
+)
+
+func (o Options) asksForOutcomes() bool { return o.asks(lifecycleParam) || o.asks(failedOnlyParam) }

@@ -17,6 +17,15 @@ type Summary struct {
 	Withheld uint64 // attempts that the rate limit, or a full buffer, held back
 	Lost     uint64 // attempts whose event the kernel's buffer (ring) had no room for
 
+	// Established and Failed are how many of them are known to have ended so, with
+	// the parameter "lifecycle".
+	Established, Failed uint64
+	// OutcomesLost are events of the same kind that there was no room for.
+	OutcomesLost uint64
+	// Unended are attempts, and connections, that go on as the run ends. Forgotten
+	// are those that were to be followed, and had to make way.
+	Unended, Forgotten uint64
+
 	// WithoutBuffer is how many were withheld on CPUs that have no buffer: they
 	// were offline when the gadget started, or meanwhile.
 	WithoutBuffer uint64
@@ -107,7 +116,7 @@ func (e *LostError) Error() string {
 
 // Err is a *LostError if anything was lost, for who cannot do without it.
 func (s Summary) Err() error {
-	if lost := max(s.Lost, s.ReaderLost); lost > 0 {
+	if lost := max(s.Lost+s.OutcomesLost, s.ReaderLost); lost > 0 {
 		return &LostError{Samples: lost}
 	}
 	return nil
@@ -123,7 +132,14 @@ func (s Summary) String() string {
 	if owners := s.owners(); len(owners) > 0 {
 		withheld += " (" + strings.Join(owners, ", ") + ")"
 	}
-	line := fmt.Sprintf("%s reported, %s, %d lost", count(s.Reported, "attempt", "attempts"), withheld, s.Lost)
+	line := count(s.Reported, "attempt", "attempts") + " reported"
+	if s.Established+s.Failed > 0 {
+		line += fmt.Sprintf(" (%d established, %d failed)", s.Established, s.Failed)
+	}
+	line += fmt.Sprintf(", %s, %d lost", withheld, s.Lost)
+	if s.OutcomesLost > 0 {
+		line += fmt.Sprintf("; how they went on: %s lost", count(s.OutcomesLost, "event", "events"))
+	}
 	if s.WithoutBuffer > 0 {
 		line += fmt.Sprintf("; %d of those withheld were on CPUs that have no buffer, as they were offline when the gadget started or since", s.WithoutBuffer)
 	}
@@ -171,6 +187,12 @@ func (s Summary) Notes() (lines []string) {
 	if s.Unfollowed > 0 {
 		lines = append(lines, fmt.Sprintf("%s of the command could not be followed: too many at once; see --max-followed",
 			count(s.Unfollowed, "process", "processes")))
+	}
+	if s.Unended > 0 {
+		lines = append(lines, fmt.Sprintf("%s on: how they end is not in this report", count(s.Unended, "attempt or connection goes", "attempts or connections go")))
+	}
+	if s.Forgotten > 0 {
+		lines = append(lines, fmt.Sprintf("how %s is not known: too many at once; see --max-lifecycles", count(s.Forgotten, "attempt went on", "attempts went on")))
 	}
 	if s.Unserved > 0 {
 		lines = append(lines, count(s.Unserved, "attempt was", "attempts were")+" received by a listener of which it is not known who serves it")

@@ -18,6 +18,10 @@ func TestASummaryIsOneLine(t *testing.T) {
 		"all reported": {
 			Summary{Reported: 1}, "1 attempt reported, 0 withheld by the rate limit, 0 lost",
 		},
+		"how they ended": {
+			Summary{Reported: 5, Established: 3, Failed: 1, OutcomesLost: 1},
+			"5 attempts reported (3 established, 1 failed), 0 withheld by the rate limit, 0 lost; how they went on: 1 event lost",
+		},
 		"owners": {
 			Summary{Reported: 1234, Withheld: 98766, Owners: []Withheld{flood, nobody}},
 			"1234 attempts reported, 98766 withheld by the rate limit (flood 4242 sent: 98000, nobody received: 766), 0 lost",

@@ -49,7 +49,7 @@ func TestEveryFieldAndParameterIsDescribed(t *testing.T) {
 // wantDescribed checks that all names of the program are described, and that no
 // name is left that the program no longer has. Beside its fields the metadata may
 // lay out their parts (proc.pid), what ig formats from them (timestamp, from
-// timestamp_raw), and what ig itself adds about containers (runtime.).
+// timestamp_raw, or latency, from latency_ns), and what ig itself adds about containers (runtime.).
 func wantDescribed(t *testing.T, kind string, names []string, descriptions map[string]string) {
 	t.Helper()
 	for _, name := range names {
@@ -62,7 +62,8 @@ func wantDescribed(t *testing.T, kind string, names []string, descriptions map[s
 		if whole == "runtime" {
 			continue
 		}
-		if !slices.Contains(names, whole) && !slices.Contains(names, whole+"_raw") {
+		from := func(suffix string) bool { return slices.Contains(names, whole+suffix) }
+		if !slices.ContainsFunc([]string{"", "_raw", "_ns", "_bytes"}, from) {
 			t.Errorf("%s %s: wanted none but the program's %q, got it in the metadata", kind, name, names)
 		}
 	}

@@ -197,11 +197,11 @@ func newEventLayout(types *btf.Spec) (*eventLayout, error) {
 	}, nil
 }
 
-// sent is how many bytes of an event are sent. When no paths are asked for, no
+// sent is how many bytes of an event are sent: without paths, and how it went on, no
 // byte of nobody is behind them; for the others see perf_output_sample().
 func (l *eventLayout) sent(paths bool) int {
 	if !paths {
-		return int(l.field("cwd").offset)
+		return int(l.suppressed.offset + l.suppressed.size)
 	}
 	return (int(l.size)+4+7)/8*8 - 4
 }
@@ -246,6 +246,7 @@ func (l *eventLayout) encode(b []byte, e event) {
 	l.remote.encode(b, e.Remote)
 	l.encodeProcess(b, e.Proc)
 	l.suppressed.putUint(b, e.Suppressed)
+	l.field("by.version").putUint(b, uint64(e.Src.Version))
 }
 
 func isSet(b []byte) bool {

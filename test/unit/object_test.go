@@ -20,7 +20,7 @@ const (
 	// the same program.
 	maxVerified = 150_000
 	// All that the gadget's own maps may take, in bytes.
-	maxMemory = 17 << 20
+	maxMemory = 20 << 20
 )
 
 // loadObject loads all programs and maps of the object, as IG does; or, of the

@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gadget
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+)
+
+func TestEachKindOfFailureHasItsHintOnce(t *testing.T) {
+	own, router, peer := netip.MustParseAddr("10.0.0.2"), netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.9.9.9")
+	failure := func(cause, reason string, by netip.Addr) Event {
+		return Event{
+			Kind: Failed, Egress: true, Cause: cause, Reason: reason, By: by,
+			Local: netip.AddrPortFrom(own, 40000), Dst: netip.AddrPortFrom(peer, 80),
+		}
+	}
+	received := func(e Event) Event {
+		e.Egress = false
+		return e
+	}
+	for want, e := range map[string]Event{
+		"nobody listens there":        failure("rst", "", peer),
+		"REJECT by 10.0.0.1":          failure("icmp", "admin-prohibited", router),
+		"a Service without endpoints": failure("icmp", "port-unreachable", own),
+		"no answer on the link":       failure("icmp", "host-unreachable", own),
+		"10.0.0.1 has no route":       failure("icmp", "net-unreachable", router),
+		"no answer: a firewall":       failure("silence", "", netip.Addr{}),
+		"ip route get 10.9.9.9":       failure("no-route", "none-matches", netip.Addr{}),
+		"the firewall of this host":   failure("denied", "output-hook", netip.Addr{}),
+		"forbids the connect()":       failure("denied", "connect-hook", netip.Addr{}),
+		"the application closed it":   failure("gave-up", "", netip.Addr{}),
+		"(INPUT)":                     received(failure("local-drop", "", netip.Addr{})),
+		"does not accept fast enough": received(failure("local-drop", "accept-queue-full", netip.Addr{})),
+	} {
+		var h hints
+		var got strings.Builder
+		h.tell(&got, e)
+		h.tell(&got, e)
+		if lines := strings.Count(got.String(), "\n"); lines != 1 || !strings.Contains(got.String(), want) {
+			t.Errorf("of %s %s, twice: wanted one line with %q, got %q", e.Cause, e.Reason, want, got.String())
+		}
+	}
+	var h hints
+	var none strings.Builder
+	h.tell(&none, Event{Kind: Closed})
+	if none.Len() > 0 {
+		t.Errorf("wanted no hint about what has not failed, got %q", none.String())
+	}
+}
