@@ -49,8 +49,8 @@ func TestAnImageRunsByEveryNameForIt(t *testing.T) {
 }
 
 // nearRing is how many datagrams, each sent and received, a ring holds the events of,
-// and little more: some 880 of 300 bytes.
-const nearRing = 400
+// and little more: some 790 of 330 bytes.
+const nearRing = 380
 
 // TestNoEventIsMissingOrExtraWhenARunEndsAtOnce fills the rings from all CPUs,
 // but does not overflow them, and ends.

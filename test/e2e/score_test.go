@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 	"text/tabwriter"
+	"time"
 
 	"gadget.example/network/test/e2e/attempt"
 )
@@ -21,6 +22,7 @@ type fact struct {
 	// ends are of whose socket is named; onWire: as they are on the wire.
 	ends
 	onWire bool
+	within time.Duration // how long it can have taken; 0: that is not known
 	// source, if not nil, says whether the attempt may have come from there, where
 	// the sighting has none.
 	source func(netip.AddrPort) bool
@@ -119,7 +121,7 @@ func (s *score) settle(name string, facts []fact, events []seen) {
 			return open.take(e, func(f fact) bool {
 				v, ok := step(f, e)
 				if ok {
-					s.add(name, v, "%s\n    sent:   %s\n    wanted: %s, %s\n    got:    %s, %s", e.sighting, f.origin, f.owners, f.endsOf(e), e.owner, e.ends)
+					s.add(name, v, "%s\n    sent:   %s\n    wanted: %s, %s, within %v\n    got:    %s, %s, took %v", e.sighting, f.origin, f.owners, f.endsOf(e), f.within, e.owner, e.ends, e.took)
 					s.countNobody(f, e)
 				}
 				return ok
@@ -164,7 +166,7 @@ func isRight(f fact, e seen) (verdict, bool) {
 	if len(f.owners) == 0 {
 		return right, e.owner == attempt.Process{} && e.ends == ends{}
 	}
-	return right, f.names(e.owner) && e.ends == f.endsOf(e)
+	return right, f.names(e.owner) && e.ends == f.endsOf(e) && (f.within == 0 || 0 < e.took && e.took <= f.within)
 }
 
 func isUnknown(f fact, e seen) (verdict, bool) {

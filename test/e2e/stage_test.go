@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -118,7 +119,7 @@ func (s *stage) watch(params map[string]string, f func()) {
 				return
 			}
 			s.mu.Lock()
-			s.events = append(s.events, fromEvent(e))
+			s.events = append(s.events, withFate(e))
 			s.mu.Unlock()
 			select {
 			case s.arrived <- struct{}{}:
@@ -181,6 +182,10 @@ type act struct {
 	nat, passed func(ends) ends
 	taken       func(netip.AddrPort) netip.AddrPort
 	seenFrom    func(netip.AddrPort) netip.AddrPort // where it has come from, as that socket has it
+	// became, if not nil, is what becomes of it where it is sent and where it arrives.
+	became func(attempt.Report) (sent, received []fate)
+	// then is what a child does next.
+	then []attempt.Step
 }
 
 func (a act) request() attempt.Step {
@@ -190,7 +195,8 @@ func (a act) request() attempt.Step {
 	// What it is called later is not who it was.
 	gone := attempt.Step{Do: attempt.Rename, Comm: "gone"}
 	start := a.parent
-	start.Do, start.Steps, start.Inherit = attempt.Child, []attempt.Step{a.step, gone}, a.inherit
+	start.Do, start.Inherit = attempt.Child, a.inherit
+	start.Steps = append(append([]attempt.Step{a.step}, a.then...), gone)
 	return start
 }
 
@@ -219,7 +225,11 @@ func (s *stage) settle(name string, acts []act, reports []attempt.Report, before
 			all = report.Steps
 		}
 		for _, report := range all {
-			made := s.facts(acts[i], report)
+			made := acts[i].facts(report)
+			made = append(made, acts[i].fates(report, made)...)
+			if s.keep != nil {
+				made = slices.DeleteFunc(made, func(f fact) bool { return !s.keep(f) })
+			}
 			if len(made) > 0 {
 				s.score.attempts[name]++
 			}
@@ -271,7 +281,7 @@ func (s *stage) perform(acts []act) []attempt.Report {
 }
 
 // facts are the events that follow from an act.
-func (s *stage) facts(a act, report attempt.Report) []fact {
+func (a act) facts(report attempt.Report) []fact {
 	if !a.step.Attempts() {
 		return nil
 	}
@@ -282,6 +292,9 @@ func (s *stage) facts(a act, report attempt.Report) []fact {
 	}
 	if a.step.Do == attempt.Flows {
 		report.Packets = 1 // of those that are reported
+	}
+	if a.never {
+		report.Packets = 1 // it is told once
 	}
 	var facts []fact
 	origin := fmt.Sprintf("%s: %+v %s", report.Process, a.step, report.Error)
@@ -312,9 +325,7 @@ func (s *stage) facts(a act, report attempt.Report) []fact {
 		case f.src.Port() == 0:
 			f.source, f.sighting = fromAny(f.src.Addr()), f.anySource()
 		}
-		if s.keep == nil || s.keep(f) {
-			facts = append(facts, f)
-		}
+		facts = append(facts, f)
 	}
 	return facts
 }

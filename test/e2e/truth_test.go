@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"gadget.example/network/internal/gadget"
 	"gadget.example/network/test/e2e/attempt"
@@ -20,6 +21,7 @@ type sighting struct {
 	protocol       string
 	src, dst, peer netip.AddrPort
 	retries        uint32
+	fate           // zero: it is the attempt
 }
 
 func (s sighting) String() string {
@@ -27,7 +29,7 @@ func (s sighting) String() string {
 	if s.egress {
 		direction = "sent"
 	}
-	return fmt.Sprintf("%s %s in netns %d: %s -> %s, peer %s, retries %d", s.protocol, direction, s.netNS, s.src, s.dst, s.peer, s.retries)
+	return fmt.Sprintf("%s %s in netns %d: %s -> %s, peer %s, retries %d%s", s.protocol, direction, s.netNS, s.src, s.dst, s.peer, s.retries, s.fate)
 }
 
 // ends are an attempt's as the socket of the event's side has them; zero is no
@@ -104,6 +106,7 @@ type seen struct {
 	sighting
 	owner attempt.Process
 	ends
+	took time.Duration // until it was established, or has failed
 }
 
 func fromEvent(e gadget.Event) seen {

@@ -23,7 +23,7 @@ func watch(t *testing.T, o gadget.Options, traffic func()) []seen {
 	var events []seen
 	o.OnEvent = func(e gadget.Event) {
 		if isOurs(e.Src.Addr()) || isOurs(e.Dst.Addr()) {
-			events = append(events, fromEvent(e))
+			events = append(events, withFate(e))
 		}
 	}
 	if err := runWith(t, o, traffic); err != nil {

@@ -137,13 +137,18 @@ func routed(p path, kind int) func(*stage) (*agent, func()) {
 	}
 }
 
-// noNeighbour lets the kernel give up a neighbour soon.
 func noNeighbour(s *stage) (*agent, func()) {
-	for _, ip := range []string{"ipv4", "ipv6"} {
-		s.pair.ends[0].sysctl(s.t, ip+"/neigh/"+overVeth.device+"/retrans_time_ms", "100")
-		s.pair.ends[0].sysctl(s.t, ip+"/neigh/"+overVeth.device+"/mcast_solicit", "3")
-	}
+	s.pair.ends[0].giveUpNeighboursSoon(s.t, overVeth.device)
 	return nil, func() {}
+}
+
+// giveUpNeighboursSoon has the kernel ask for a link address for 0.3 s.
+func (ns *namespace) giveUpNeighboursSoon(t *testing.T, device string) {
+	t.Helper()
+	for _, ip := range []string{"ipv4", "ipv6"} {
+		ns.sysctl(t, ip+"/neigh/"+device+"/retrans_time_ms", "100")
+		ns.sysctl(t, ip+"/neigh/"+device+"/mcast_solicit", "3")
+	}
 }
 
 func deviceDown(s *stage) (*agent, func()) {

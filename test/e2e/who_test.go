@@ -14,8 +14,8 @@ import (
 )
 
 var (
-	wantedAttempts = flag.Int("attempts", 3_000, "how many attempts TestWho makes, at least")
-	wantedCases    = flag.String("cases", "", "a regular expression; TestWho plays the cases of such names alone")
+	wantedAttempts = flag.Int("attempts", 3_000, "how many attempts TestWho and TestOutcomes make each, at least")
+	wantedCases    = flag.String("cases", "", "a regular expression; TestWho and TestOutcomes play the cases of such names alone")
 )
 
 // whoCase is a way in which attempts are made.
@@ -39,16 +39,7 @@ func TestWho(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cases := slices.DeleteFunc(whoCases(), func(c whoCase) bool {
-		if c.needs == nil || !names.MatchString(c.name) {
-			return !names.MatchString(c.name)
-		}
-		err := c.needs()
-		if err != nil {
-			t.Logf("%s: not here: %v", c.name, err)
-		}
-		return err != nil
-	})
+	cases := casesHere(t, whoCases(), names)
 	// Cases that are slow make fewer, so that the others must make more.
 	s := newStage(t, max(2*callers, *wantedAttempts*4/3/len(cases)))
 	for _, c := range cases {
@@ -62,6 +53,21 @@ func TestWho(t *testing.T) {
 		}
 	})
 	s.score.check(t)
+}
+
+// casesHere are those of such names that this kernel can play.
+func casesHere(t *testing.T, all []whoCase, names *regexp.Regexp) []whoCase {
+	t.Helper()
+	return slices.DeleteFunc(all, func(c whoCase) bool {
+		if c.needs == nil || !names.MatchString(c.name) {
+			return !names.MatchString(c.name)
+		}
+		err := c.needs()
+		if err != nil {
+			t.Logf("%s: not here: %v", c.name, err)
+		}
+		return err != nil
+	})
 }
 
 // TestWhoWithFullBooks has more sockets than are remembered: some are unknown

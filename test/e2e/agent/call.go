@@ -49,10 +49,18 @@ func connect(request attempt.Request, report *attempt.Report) error {
 	// the count with it: who expects several does not block.)
 	report.Packets = 1 + int(info.Total_retrans)
 	if connectErr != nil {
-		report.Error = connectErr.Error()
+		setError(report, connectErr)
 		return nil
 	}
 	return s.exchange(request.Payload)
+}
+
+// setError tells what the application got.
+func setError(report *attempt.Report, err error) {
+	report.Error = err.Error()
+	if errno := unix.Errno(0); errors.As(err, &errno) {
+		report.Errno = int(errno)
+	}
 }
 
 // exchange sends bytes, and reads as many and then the end.

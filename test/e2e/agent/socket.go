@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -16,6 +17,9 @@ import (
 type socket struct {
 	fd  int
 	end func() // in place of closing it, if not nil
+
+	began  time.Time   // its last call
+	served chan served // talks that are over, of a listener
 }
 
 // open makes a socket of the destination's family, bound as the request says.

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -12,6 +13,7 @@ import (
 	"os/exec"
 	"runtime"
 	"strings"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -87,6 +89,14 @@ func (k *keeper) step(step attempt.Step, report *attempt.Report) (err error) {
 	case attempt.Rename:
 	case attempt.Chdir:
 		err = os.Chdir(step.Dir)
+	case attempt.Serve:
+		err = k.serveTalks(step)
+	case attempt.Served:
+		err = k.sockets[step.Socket].awaitTalks(step.Count, report)
+	case attempt.Converse:
+		err = k.converse(step, report)
+	case attempt.Disconnect:
+		err = k.sockets[step.Socket].disconnect()
 	case attempt.Close:
 		k.sockets[step.Socket].close()
 		delete(k.sockets, step.Socket)
@@ -204,7 +214,9 @@ func (s *socket) setUp(step attempt.Step) error {
 		{step.ReusePort, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1},
 		{step.Transparent && !is6, unix.SOL_IP, unix.IP_TRANSPARENT, 1},
 		{step.Transparent && is6, unix.SOL_IPV6, unix.IPV6_TRANSPARENT, 1},
-		{step.FastOpen && step.Do == attempt.Listen, unix.IPPROTO_TCP, unix.TCP_FASTOPEN, backlog},
+		{step.FastOpen && listens(step), unix.IPPROTO_TCP, unix.TCP_FASTOPEN, backlog},
+		{step.FastOpen && step.Deferred, unix.IPPROTO_TCP, unix.TCP_FASTOPEN_CONNECT, 1},
+		{step.SYNRetries > 0, unix.IPPROTO_TCP, unix.TCP_SYNCNT, step.SYNRetries},
 	} {
 		if !o.wanted {
 			continue
@@ -233,12 +245,20 @@ func (s *socket) setUp(step attempt.Step) error {
 			return fmt.Errorf("connect to %s: %w", step.Dst, err)
 		}
 	}
-	if step.Do == attempt.Listen || step.Do == attempt.Accept {
-		if err := unix.Listen(s.fd, backlog); err != nil {
+	if listens(step) {
+		length := backlog
+		if step.Narrow {
+			length = 0
+		}
+		if err := unix.Listen(s.fd, length); err != nil {
 			return fmt.Errorf("listen: %w", err)
 		}
 	}
 	return nil
+}
+
+func listens(step attempt.Step) bool {
+	return step.Do == attempt.Listen || step.Do == attempt.Accept || step.Do == attempt.Serve
 }
 
 // sockaddrFor is the address as the socket's family has it.
@@ -266,13 +286,11 @@ func (k *keeper) call(step attempt.Step, report *attempt.Report) error {
 		return err
 	}
 	report.Packets = 1
-	if err := s.attempt(step); err != nil {
-		report.Error = err.Error()
-		if errors.Is(err, unix.EADDRNOTAVAIL) || errors.Is(err, unix.EADDRINUSE) {
-			report.Packets = 0
-			return nil
-		}
-	} else if err := s.countAgain(step, report); err != nil {
+	if step.Signal != 0 {
+		report.Src = before
+		go s.signalWhenConnecting(unix.Signal(step.Signal), *report)
+	}
+	if err := s.try(step, report); err != nil || report.Packets == 0 {
 		return err
 	}
 	after, err := s.name()
@@ -283,15 +301,36 @@ func (k *keeper) call(step attempt.Step, report *attempt.Report) error {
 		report.Src = named(before, after)
 		return nil
 	}
-	report.Src, err = k.source(before, after, step.Dst.Addr())
-	return err
+	if report.Src, err = k.source(before, after, step.Dst.Addr()); err != nil {
+		return err
+	}
+	return s.goOn(step, report)
+}
+
+// try makes the attempt, and counts the SYNs.
+func (s *socket) try(step attempt.Step, report *attempt.Report) error {
+	s.began = time.Now()
+	err := s.attempt(step)
+	if !isUnawaited(step) {
+		report.Took = time.Since(s.began)
+	}
+	if err == nil {
+		return s.countAgain(step, report)
+	}
+	setError(report, err)
+	if errors.Is(err, unix.EADDRNOTAVAIL) || errors.Is(err, unix.EADDRINUSE) {
+		report.Packets = 0
+	} else if errors.Is(err, unix.ETIMEDOUT) {
+		report.Packets += step.SYNRetries // a blocking connect takes its count with it
+	}
+	return nil
 }
 
 // countAgain counts the SYNs that were sent again: the answer was late, or one to
 // an earlier connection of the same ends (RFC 9293, 3.5.2). A connect that was not
 // waited for has sent none yet; Linux 5.10 tells of none of MPTCP.
 func (s *socket) countAgain(step attempt.Step, report *attempt.Report) error {
-	if step.Protocol == attempt.UDP || step.NonBlocking || step.FastOpen || step.MPTCP {
+	if step.Protocol == attempt.UDP || isUnawaited(step) || step.FastOpen || step.MPTCP {
 		return nil
 	}
 	info, err := unix.GetsockoptTCPInfo(s.fd, unix.IPPROTO_TCP, unix.TCP_INFO)
@@ -301,6 +340,9 @@ func (s *socket) countAgain(step attempt.Step, report *attempt.Report) error {
 	report.Packets += int(info.Total_retrans)
 	return nil
 }
+
+// isUnawaited says that the call's end is not known when it is over.
+func isUnawaited(step attempt.Step) bool { return step.NonBlocking && !step.Waits && !step.GivesUp }
 
 // await waits until a connect that was not waited for has succeeded.
 func (s *socket) await(report *attempt.Report) error {
@@ -362,13 +404,16 @@ func (s *socket) attempt(step attempt.Step) error {
 	case step.Uring != "":
 		return connectByUring(s.fd, dst, step.Uring)
 	case step.FastOpen:
-		return unix.Sendto(s.fd, []byte("hello"), unix.MSG_FASTOPEN|unix.MSG_NOSIGNAL, dst)
+		return s.openFast(step, dst)
 	case step.Protocol == attempt.TCP && step.NonBlocking:
 		if err := unix.SetNonblock(s.fd, true); err != nil {
 			return err
 		}
 		if err := unix.Connect(s.fd, dst); !errors.Is(err, unix.EINPROGRESS) {
 			return err
+		}
+		if step.Waits {
+			return s.connected()
 		}
 		return nil
 	case step.Protocol == attempt.TCP:
@@ -446,7 +491,8 @@ func (k *keeper) child(step attempt.Step, report *attempt.Report) error {
 		return err
 	}
 	cmd := exec.Command(os.Args[0])
-	cmd.Stdin, cmd.Stderr = strings.NewReader(string(request)), os.Stderr
+	var out bytes.Buffer
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(string(request)), &out, os.Stderr
 	for _, name := range step.Inherit {
 		fd, err := unix.FcntlInt(uintptr(k.sockets[name].fd), unix.F_DUPFD_CLOEXEC, 0)
 		if err != nil {
@@ -456,12 +502,11 @@ func (k *keeper) child(step attempt.Step, report *attempt.Report) error {
 		defer file.Close()
 		cmd.ExtraFiles = append(cmd.ExtraFiles, file)
 	}
-	out, err := cmd.Output()
-	if err != nil {
+	if err := runChild(cmd, unix.Signal(step.Signal)); err != nil {
 		return fmt.Errorf("child: %w", err)
 	}
 	var done attempt.Report
-	if err := json.Unmarshal(out, &done); err != nil {
+	if err := json.Unmarshal(out.Bytes(), &done); err != nil {
 		return err
 	}
 	if done.Failed != "" {

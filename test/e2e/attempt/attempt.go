@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/netip"
+	"time"
 )
 
 // Protocol is what an attempt is made with.
@@ -84,6 +85,12 @@ type Report struct {
 	Dst     netip.AddrPort
 	Packets int    // SYN segments or datagrams that were sent
 	Error   string // what the application got; empty for success
+	Errno   int    // likewise; 0 for success
+	// Took is how long a call took, from before connect() until it was known how that
+	// went.
+	Took time.Duration
+	// Bytes of payload that the application sent and received.
+	Sent, Received int
 	// Failed tells that the request could not be carried out at all.
 	Failed string
 	// Steps are the reports on a list of steps.

@@ -28,6 +28,11 @@ const (
 	Daemon Action = "daemon" // starts a program that listens on Src and hands its socket on, Count times; the socket's end is the program's
 	Drain  Action = "drain"  // accepts what waits at the socket of the name; its report has who came in its Steps
 	Child  Action = "child"  // has a child process carry out Steps; it has ended when the step is over
+
+	Serve      Action = "serve"      // listens, and has Talk with Count connections that it accepts
+	Served     Action = "served"     // waits until those are over; its report has one of each in its Steps
+	Converse   Action = "converse"   // has Talk on the socket of the name, and closes it
+	Disconnect Action = "disconnect" // takes the connection from the socket of the name, which stays
 )
 
 // Attempts says whether a step is an attempt to talk, which its report tells of.
@@ -45,6 +50,19 @@ const (
 	Worker    Uring = "worker"
 	Polled    Uring = "polled"
 )
+
+// Talk is what the two ends of a connection say. Who calls says the first turn.
+type Talk struct {
+	Turns      []int // bytes of each turn
+	ServerEnds bool  // closes first; else who calls does
+	Reset      bool  // who closes first sends RST, and not FIN
+	// Unread has who calls, if it closes first, not read a last turn that is short:
+	// the kernel sends RST.
+	Unread bool
+}
+
+// Hello is what a call by fast open sends at once: a part of the first turn.
+const Hello = "hello"
 
 // Step is one of a list that an agent carries out on its own.
 type Step struct {
@@ -95,6 +113,23 @@ type Step struct {
 	// user and the group that the last of them is.
 	Becomes bool   `json:",omitempty"`
 	UID     uint32 `json:",omitempty"`
+
+	// Talk follows a call that has succeeded.
+	Talk *Talk `json:",omitempty"`
+	// Waits has a call that is NonBlocking wait for its end by poll.
+	Waits bool `json:",omitempty"`
+	// Deferred is fast open by TCP_FASTOPEN_CONNECT, and not by MSG_FASTOPEN.
+	Deferred bool `json:",omitempty"`
+	// GivesUp ends a call that is NonBlocking at once: the socket that is kept is
+	// disconnected, another is closed.
+	GivesUp bool `json:",omitempty"`
+	// SYNRetries is the kernel's TCP_SYNCNT; 0 is the kernel's default.
+	SYNRetries int `json:",omitempty"`
+	// Narrow listens with the shortest queue there is: one connection waits in it.
+	Narrow bool `json:",omitempty"`
+	// Signal is what the process sends to itself while its call waits: SIGKILL, or
+	// SIGSTOP, from which its parent wakes it. A Child step has it, too.
+	Signal int `json:",omitempty"`
 
 	// Comm, if not empty, is how the process calls itself from now on, or the
 	// thread that does it.
