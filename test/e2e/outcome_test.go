@@ -121,7 +121,11 @@ func TestOutcomes(t *testing.T) {
 	for _, param := range []string{"lifecycle", "failed-only"} {
 		t.Run(param, func(t *testing.T) {
 			cases := casesHere(t, outcomeCases(), names)
-			s := newStage(t, max(2*callers, *wantedAttempts*4/3/len(cases)))
+			attempts := *wantedAttempts
+			if param == "failed-only" {
+				attempts /= 10
+			}
+			s := newStage(t, max(2*callers, attempts*4/3/len(cases)))
 			if param == "failed-only" {
 				s.keep = func(f fact) bool { return f.kind == gadget.Failed }
 			}
