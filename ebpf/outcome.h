@@ -7,8 +7,10 @@
  * kernel says how the application learns of it (sk_err), and what was seen of the
  * connection before says why.
  *
- * State changes come by a raw tracepoint, which the kernel does not miss: a softirq
- * that interrupts a kprobe's handler runs it. So it has workspaces of its own.
+ * State changes come by a raw tracepoint, which a softirq runs also where it
+ * interrupts a kprobe's handler. So it has workspaces of its own, by how deep one
+ * interrupts another. Not so where a task can preempt another one in it, as in Linux
+ * 7.3: then two can have the same, and what comes meanwhile can be missed.
  */
 
 #include <vmlinux.h>
