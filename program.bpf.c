@@ -196,18 +196,13 @@ int BPF_KRETPROBE(network_pre_v6_return, int result)
 static __always_inline void change_state_nested(
 	struct bpf_raw_tracepoint_args *ctx)
 {
-	__u32 *depth = get_nesting();
-	__u32 runs_in;
+	__u32 runs_in = enter_tracepoint();
 
-	if (!depth)
+	if (runs_in == CONTEXTS)
 		return;
-	runs_in = IN_TRACEPOINT + *depth;
-	if (runs_in >= CONTEXTS)
-		return;
-	*depth += 1;
 	change_state(ctx, (void *)ctx->args[0], ctx->args[1], ctx->args[2],
 		     runs_in);
-	*depth -= 1;
+	leave_tracepoint();
 }
 
 /* A connection succeeds, or fails; its socket is closed. */
@@ -236,14 +231,12 @@ int network_set_state_nested(struct bpf_raw_tracepoint_args *ctx)
 SEC("raw_tracepoint/tcp_receive_reset")
 int network_reset(struct bpf_raw_tracepoint_args *ctx)
 {
-	__u32 *depth = get_nesting();
+	__u32 runs_in = wants_outcome() ? enter_tracepoint() : CONTEXTS;
 
-	if (wants_outcome() && depth && IN_TRACEPOINT + *depth < CONTEXTS) {
-		*depth += 1;
-		note_reset(ctx, (void *)ctx->args[0],
-			   IN_TRACEPOINT + *depth - 1);
-		*depth -= 1;
-	}
+	if (runs_in == CONTEXTS)
+		return 0;
+	note_reset(ctx, (void *)ctx->args[0], runs_in);
+	leave_tracepoint();
 	return 0;
 }
 

@@ -33,11 +33,29 @@ struct {
 	__type(value, __u32);
 } nesting SEC(".maps");
 
-static __always_inline __u32 *get_nesting(void)
+/* The workspace of a raw tracepoint that begins: enum runs_in, or CONTEXTS. */
+static __always_inline __u32 enter_tracepoint(void)
 {
 	__u32 zero = 0;
+	__u32 *depth = bpf_map_lookup_elem(&nesting, &zero);
+	__u32 runs_in;
 
-	return bpf_map_lookup_elem(&nesting, &zero);
+	if (!depth)
+		return CONTEXTS;
+	runs_in = IN_TRACEPOINT + *depth;
+	if (runs_in >= CONTEXTS)
+		return CONTEXTS;
+	*depth += 1;
+	return runs_in;
+}
+
+static __always_inline void leave_tracepoint(void)
+{
+	__u32 zero = 0;
+	__u32 *depth = bpf_map_lookup_elem(&nesting, &zero);
+
+	if (depth)
+		*depth -= 1;
 }
 
 /* A message of ICMP about it, which the attempt's failure is due to. */
@@ -58,7 +76,10 @@ static __always_inline void set_reset(struct report *report)
 	report->outcome.by = a->egress ? a->daddr : a->saddr;
 }
 
-/* What ended a call that the kernel gave up, or the application. */
+/*
+ * What ended a call that the kernel gave up, or the application; nothing, where it
+ * was a packet that was missed.
+ */
 static __always_inline void set_cause(struct report *report,
 				      const struct life *life, __u32 error)
 {
@@ -79,8 +100,6 @@ static __always_inline void set_cause(struct report *report,
 		} else {
 			o->cause = CAUSE_SILENCE;
 		}
-	} else if (error == ENETUNREACH || error == EHOSTUNREACH) {
-		o->cause = CAUSE_NONE; /* by a message that was missed */
 	} else if (error == EPERM || error == EACCES) {
 		o->cause = CAUSE_DENIED;
 	}
