@@ -360,7 +360,7 @@ static __noinline bool deliver_outcome(void *ctx, struct workspace *space)
 }
 
 /* Tells what became of the report's attempt. True: an event was sent. */
-static __noinline bool tell_outcome(void *ctx, struct workspace *space)
+static __always_inline bool tell_outcome(void *ctx, struct workspace *space)
 {
 	if (!failed_only)
 		return deliver_outcome(ctx, space);
