@@ -18,6 +18,7 @@
 #include "ebpf/params.h"
 #include "ebpf/packet.h"
 #include "ebpf/report.h"
+#include "ebpf/tracepoint.h"
 #include "ebpf/conntrack.h"
 #include "ebpf/once.h"
 #include "ebpf/holders.h"
@@ -260,8 +261,11 @@ int BPF_KPROBE(network_icmpv6, struct sk_buff *skb, void *opt, u8 type, u8 code)
 SEC("raw_tracepoint/gadget_program_disabled")
 int network_drop(struct bpf_raw_tracepoint_args *ctx)
 {
-	if (wants_outcome())
-		note_drop((void *)ctx->args[0], ctx->args[2]);
+	if (!wants_outcome())
+		return 0;
+	hold_cpu();
+	note_drop((void *)ctx->args[0], ctx->args[2]);
+	release_cpu();
 	return 0;
 }
 
@@ -450,8 +454,11 @@ int BPF_KPROBE(network_destruct, struct sock *sk)
 SEC("raw_tracepoint/sched_process_fork")
 int network_fork(struct bpf_raw_tracepoint_args *ctx)
 {
-	if (follow)
-		follow_child((void *)ctx->args[0], (void *)ctx->args[1]);
+	if (!follow)
+		return 0;
+	hold_cpu();
+	follow_child((void *)ctx->args[0], (void *)ctx->args[1]);
+	release_cpu();
 	return 0;
 }
 
@@ -460,9 +467,11 @@ int network_exit(struct bpf_raw_tracepoint_args *ctx)
 {
 	struct task_struct *task = (void *)ctx->args[0];
 
+	hold_cpu();
 	leave_heirs(task);
 	if (follow)
 		unfollow(task);
+	release_cpu();
 	return 0;
 }
 
@@ -488,7 +497,9 @@ int BPF_KRETPROBE(network_setns_return)
 SEC("raw_tracepoint/sched_process_exec")
 int network_exec(struct bpf_raw_tracepoint_args *ctx)
 {
+	hold_cpu();
 	tell_entry(ctx);
+	release_cpu();
 	return 0;
 }
 

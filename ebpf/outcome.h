@@ -9,8 +9,7 @@
  *
  * State changes come by a raw tracepoint, which a softirq runs also where it
  * interrupts a kprobe's handler. So it has workspaces of its own, by how deep one
- * interrupts another. Not so where a task can preempt another one in it, as in Linux
- * 7.3: then two can have the same, and what comes meanwhile can be missed.
+ * interrupts another.
  */
 
 #include <vmlinux.h>
@@ -23,6 +22,7 @@
 #include "lives.h"
 #include "report.h"
 #include "socket.h"
+#include "tracepoint.h"
 #include "unseen.h"
 
 /* How deep raw tracepoints interrupt each other: a softirq does a process. */
@@ -42,11 +42,14 @@ static __always_inline __u32 enter_tracepoint(void)
 
 	if (!depth)
 		return CONTEXTS;
+	hold_cpu();
 	runs_in = IN_TRACEPOINT + *depth;
-	if (runs_in >= CONTEXTS)
-		return CONTEXTS;
-	*depth += 1;
-	return runs_in;
+	if (runs_in < CONTEXTS) {
+		*depth += 1;
+		return runs_in;
+	}
+	release_cpu();
+	return CONTEXTS;
 }
 
 static __always_inline void leave_tracepoint(void)
@@ -56,6 +59,7 @@ static __always_inline void leave_tracepoint(void)
 
 	if (depth)
 		*depth -= 1;
+	release_cpu();
 }
 
 /* A message of ICMP about it, which the attempt's failure is due to. */
@@ -208,9 +212,16 @@ static __always_inline void tell_established(void *ctx, struct life *life,
 	tell_outcome(ctx, space);
 }
 
-/* The life is over, and has been taken. */
+/* Whether a socket in this state has been connected, whatever was heard of it. */
+static __always_inline bool was_connected(int state)
+{
+	return state != TCP_SYN_SENT_STATE && state != TCP_SYN_RECV_STATE &&
+	       state != TCP_FIN_WAIT1_STATE && state != TCP_CLOSE_STATE;
+}
+
+/* The life is over, and has been taken; the state is that before. */
 static __always_inline void tell_end(void *ctx, struct life *life,
-				     struct sock *sk, __u32 runs_in)
+				     struct sock *sk, int from, __u32 runs_in)
 {
 	struct workspace *space = get_workspace(runs_in);
 	struct report *report;
@@ -218,9 +229,11 @@ static __always_inline void tell_end(void *ctx, struct life *life,
 	if (!space)
 		return;
 	report = &space->report;
-	if (life->established) {
+	if (life->established || was_connected(from)) {
 		begin_outcome(report, life, closed, runs_in);
-		report->outcome.duration = report->now - life->established;
+		if (life->established)
+			report->outcome.duration =
+				report->now - life->established;
 		set_bytes(&report->outcome, sk);
 	} else {
 		begin_outcome(report, life, failed, runs_in);
@@ -261,15 +274,16 @@ static __always_inline void find_arrived(void *ctx, struct sock *sk,
 }
 
 static __always_inline void change_life(void *ctx, struct sock *sk,
-					const struct life_key *key, bool ends,
-					__u32 runs_in)
+					const struct life_key *key, int from,
+					int to, __u32 runs_in)
 {
+	bool ends = to == TCP_CLOSE_STATE;
 	struct life *life;
 
 	if (ends || failed_only) { /* what is established has not failed */
 		life = get_new_life(runs_in);
 		if (life && take_life(key, life) && ends)
-			tell_end(ctx, life, sk, runs_in);
+			tell_end(ctx, life, sk, from, runs_in);
 		return;
 	}
 	life = find_life(key);
@@ -306,11 +320,11 @@ static __always_inline void change_state(void *ctx, struct sock *sk, int from,
 	    !read_socket(sk, IPPROTO_TCP, &key.ends))
 		return;
 	key.egress = true;
-	change_life(ctx, sk, &key, to == TCP_CLOSE_STATE, runs_in);
+	change_life(ctx, sk, &key, from, to, runs_in);
 	key.egress = false;
 	if (from == TCP_SYN_RECV_STATE && to == TCP_ESTABLISHED_STATE)
 		find_arrived(ctx, sk, &key, runs_in);
-	change_life(ctx, sk, &key, to == TCP_CLOSE_STATE, runs_in);
+	change_life(ctx, sk, &key, from, to, runs_in);
 }
 
 /* A RST has come, or a segment that is as good as one. */
