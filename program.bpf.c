@@ -17,6 +17,7 @@
 #include "program.h"
 #include "ebpf/params.h"
 #include "ebpf/packet.h"
+#include "ebpf/glance.h"
 #include "ebpf/report.h"
 #include "ebpf/tracepoint.h"
 #include "ebpf/conntrack.h"
@@ -53,8 +54,8 @@ __noinline int await(struct __sk_buff *skb)
 	return await_answer(skb, &space->report);
 }
 
-SEC("socket1")
-int network(struct __sk_buff *skb)
+/* Of what is left of the traffic after a glance. */
+__noinline int look_at(struct __sk_buff *skb)
 {
 	struct attempt attempt = {};
 	struct workspace *space;
@@ -102,6 +103,14 @@ int network(struct __sk_buff *skb)
 	for (int i = 0; sent && i < SENT_BY_PACKET; i++)
 		if (!send_unsent_from_packet(skb))
 			break;
+	return 0;
+}
+
+SEC("socket1")
+int network(struct __sk_buff *skb)
+{
+	if (is_worth_a_look(skb))
+		look_at(skb);
 	return 0;
 }
 

@@ -16,17 +16,10 @@
 #include <vmlinux.h>
 #include <bpf/bpf_helpers.h>
 
-#define PREEMPTIBLE_SINCE ((7 << 16) + (0 << 8))
+#include "version.h"
 
 extern void bpf_preempt_disable(void) __weak __ksym;
 extern void bpf_preempt_enable(void) __weak __ksym;
-extern int LINUX_KERNEL_VERSION __kconfig;
-
-static __always_inline bool is_preemptible(void)
-{
-	return LINUX_KERNEL_VERSION >= PREEMPTIBLE_SINCE;
-}
-
 static __always_inline void hold_cpu(void)
 {
 	if (is_preemptible())
