@@ -171,8 +171,8 @@ func TestFuzzMany(t *testing.T) {
 		failed atomic.Bool
 	)
 	start := time.Now()
-	for range runtime.GOMAXPROCS(0) {
-		c := &comparer{gadget: load(t, nil), generator: newGenerator()}
+	for i := range max(2, runtime.GOMAXPROCS(0)) { // with both ways to read headers
+		c := &comparer{gadget: load(t, parameters{"is_oldest": i%2 != 0}), generator: newGenerator()}
 		work.Go(func() {
 			for !failed.Load() {
 				seed := int(next.Add(1)) - 1
