@@ -54,37 +54,53 @@ __noinline int await(struct __sk_buff *skb)
 	return await_answer(skb, &space->report);
 }
 
+enum packet {
+	PACKET_OF_NO_USE,
+	PACKET_REFUSES,
+	PACKET_BEGINS, /* an attempt, as the report says now */
+};
+
+/* What is read is not on the stack of all that is called later. */
+__noinline int read_packet(struct __sk_buff *skb)
+{
+	struct workspace *space = get_workspace(IN_PACKET);
+	struct attempt attempt = {};
+
+	if (!space)
+		return PACKET_OF_NO_USE;
+	if (!read_attempt(skb, &attempt))
+		return attempt.refuses ? PACKET_REFUSES : PACKET_OF_NO_USE;
+	begin_report(&space->report, skb, &attempt);
+	return PACKET_BEGINS;
+}
+
 /* Of what is left of the traffic after a glance. */
 __noinline int look_at(struct __sk_buff *skb)
 {
-	struct attempt attempt = {};
-	struct workspace *space;
+	struct workspace *space = get_workspace(IN_PACKET);
+	int packet = read_packet(skb);
+	struct attempt *attempt;
 	struct report *report;
 	bool wanted, sent;
 	int settled;
 
-	if (!read_attempt(skb, &attempt)) {
-		if (attempt.refuses)
-			note_refusal(skb);
-		return 0;
-	}
-
-	space = get_workspace(IN_PACKET);
-	if (!space)
+	if (packet == PACKET_REFUSES)
+		note_refusal(skb);
+	if (packet != PACKET_BEGINS || !space)
 		return 0;
 	report = &space->report;
-	begin_report(report, skb, &attempt);
-	if (attempt.egress)
+	attempt = &report->attempt;
+	if (attempt->egress)
 		untranslate(skb);
 	if (!wants_device(skb->ifindex)) {
-		if (attempt.egress)
+		if (attempt->egress)
 			find_owner(skb); /* it was seen */
 		return 0;
 	}
 	if (can_go_on(report) && goes_on(skb))
 		return 0;
-	wanted = wants_direction(attempt.egress) && wants_called_port(report);
-	if (!wanted && !(attempt.egress && skb->ingress_ifindex))
+	wanted = wants_direction(attempt->egress) && wants_called_port(report);
+	if (!wanted && !(attempt->egress && skb->ingress_ifindex))
 		return 0;
 	if (is_forwarded(skb) || !wanted || is_copy(skb))
 		return 0;
@@ -93,7 +109,7 @@ __noinline int look_at(struct __sk_buff *skb)
 		find_owner(skb);
 	if (report->found.is_reported)
 		return 0;
-	sent = (attempt.egress || !await(skb)) && report_packet(skb);
+	sent = (attempt->egress || !await(skb)) && report_packet(skb);
 	for (int i = 0; i < SETTLED_BY_PACKET; i++) {
 		settled = settle_from_packet(skb);
 		if (settled == NOT_SETTLED)
