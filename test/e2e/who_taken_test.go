@@ -375,8 +375,10 @@ func members(s *stage, name string) {
 		}
 		var acts []act
 		for i := range min(s.attempts, mostInWave) {
+			// Closed with FIN: a RST of another CPU's can overtake the ACK of the handshake,
+			// and then nobody can accept what a member has got.
 			acts = append(acts, act{by: s.callers[i%callers], step: attempt.Step{
-				Do: attempt.Call, Protocol: attempt.TCP, Dst: at(host(family, i%hosts), port),
+				Do: attempt.Call, Protocol: attempt.TCP, Dst: at(host(family, i%hosts), port), Lingers: true,
 			}})
 		}
 		reports := s.perform(acts)
