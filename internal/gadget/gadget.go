@@ -293,6 +293,7 @@ func (r *run) operators() []operators.DataOperator {
 		),
 		simple.New("network",
 			simple.WithPriority(priorityLast),
+			simple.OnInit(r.initFormatted),
 			simple.OnPreStart(r.preStart),
 			simple.OnStart(r.start),
 		),
@@ -367,6 +368,11 @@ func (r *run) init(gadgetCtx operators.GadgetContext) error {
 		r.options.OnEvent(event)
 		return nil
 	}, priorityLast)
+}
+
+// initFormatted runs when IG has made the fields that it formats.
+func (r *run) initFormatted(gadgetCtx operators.GadgetContext) error {
+	return r.options.shortenLatency(gadgetCtx.GetDataSources()["network"])
 }
 
 // replaceAttacher runs before IG attaches the gadget to the namespaces of the host

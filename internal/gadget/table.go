@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/inspektor-gadget/inspektor-gadget/pkg/datasource"
 )
@@ -88,4 +89,28 @@ func (o Options) setTable(ds datasource.DataSource) {
 			f.AddAnnotation("columns.maxwidth", strconv.Itoa(c.width))
 		}
 	}
+}
+
+// shortenLatency has what takes a second or more fit its column: IG tells it to the
+// nanosecond, and its unit would be cut off.
+func (o Options) shortenLatency(ds datasource.DataSource) error {
+	raw, shown := ds.GetField("latency_ns"), ds.GetField("latency")
+	if o.columns == nil || raw == nil || shown == nil {
+		return nil
+	}
+	return ds.Subscribe(func(_ datasource.DataSource, data datasource.Data) error {
+		ns, err := raw.Uint64(data)
+		if d := time.Duration(ns); err == nil && d >= time.Second {
+			err = shown.PutString(data, short(d))
+		}
+		return err
+	}, priorityLast)
+}
+
+// short is a duration of a second or more in 8 characters, up to ten hours.
+func short(d time.Duration) string {
+	if d.Round(10*time.Millisecond) < time.Minute {
+		return d.Round(10 * time.Millisecond).String()
+	}
+	return d.Round(time.Second).String()
 }
