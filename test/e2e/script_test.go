@@ -16,6 +16,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"unicode/utf8"
 
 	"github.com/rogpeppe/go-internal/testscript"
 )
@@ -30,6 +31,7 @@ import (
 //	                             nothing on standard output, and one line that
 //	                             matches on standard error
 //	events                       want standard output to be events, one a line
+//	fits N                       want none of its lines to be wider than N characters
 func TestCommandLine(t *testing.T) {
 	testscript.RunT(oneByOne{t}, testscript.Params{
 		Dir: filepath.Join("testdata", "script"),
@@ -48,6 +50,7 @@ func TestCommandLine(t *testing.T) {
 			"status":  status,
 			"mistake": mistake,
 			"events":  events,
+			"fits":    fits,
 		},
 	})
 }
@@ -123,6 +126,20 @@ func events(ts *testscript.TestScript, neg bool, args []string) {
 		var e igEvent
 		if err := json.Unmarshal([]byte(line), &e); err != nil || e.Egress == nil {
 			ts.Fatalf("wanted an event, got %v: %s", err, line)
+		}
+	}
+}
+
+func fits(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: fits N")
+	}
+	widest, err := strconv.Atoi(args[0])
+	ts.Check(err)
+	for line := range strings.Lines(ts.ReadFile("stdout")) {
+		line = strings.TrimSuffix(line, "\n")
+		if n := utf8.RuneCountInString(line); n > widest {
+			ts.Fatalf("wanted at most %d characters, got %d: %s", widest, n, line)
 		}
 	}
 }
