@@ -7,6 +7,7 @@ import (
 	"fmt"
 
 	"github.com/cilium/ebpf/btf"
+	"github.com/inspektor-gadget/inspektor-gadget/pkg/datasource"
 	"github.com/inspektor-gadget/inspektor-gadget/pkg/operators"
 )
 
@@ -37,4 +38,20 @@ func (o Options) prepareDropReasons(gadgetCtx operators.GadgetContext) error {
 	}
 	settings.Set(dropProgram, dropTracepoint)
 	return nil
+}
+
+// emptyDrop has the reason be empty where nothing was dropped: the kernel has a name
+// for that as well, SKB_NOT_DROPPED_YET.
+func emptyDrop(ds datasource.DataSource) error {
+	raw, shown := ds.GetField("drop_raw"), ds.GetField("drop")
+	if raw == nil || shown == nil {
+		return nil
+	}
+	return ds.Subscribe(func(_ datasource.DataSource, data datasource.Data) error {
+		reason, err := raw.Uint32(data)
+		if err == nil && reason == 0 {
+			err = shown.PutString(data, "")
+		}
+		return err
+	}, priorityLast)
 }

@@ -372,7 +372,8 @@ func (r *run) init(gadgetCtx operators.GadgetContext) error {
 
 // initFormatted runs when IG has made the fields that it formats.
 func (r *run) initFormatted(gadgetCtx operators.GadgetContext) error {
-	return r.options.shortenLatency(gadgetCtx.GetDataSources()["network"])
+	ds := gadgetCtx.GetDataSources()["network"]
+	return errors.Join(r.options.shortenLatency(ds), emptyDrop(ds))
 }
 
 // replaceAttacher runs before IG attaches the gadget to the namespaces of the host

@@ -29,7 +29,7 @@ func (o fate) String() string {
 	case gadget.Attempt:
 		return ""
 	case gadget.Failed:
-		return fmt.Sprintf(", failed: error %d, %s %s by %s, ICMP %d/%d", int(o.errno), o.cause, o.reason, o.by, o.icmpType, o.icmpCode)
+		return fmt.Sprintf(", failed: error %d, %s %s by %s, ICMP %d/%d, drop %d", int(o.errno), o.cause, o.reason, o.by, o.icmpType, o.icmpCode, o.drop)
 	default:
 		return fmt.Sprintf(", %s, %d bytes sent and %d received", o.kind, o.tx, o.rx)
 	}
@@ -40,7 +40,7 @@ func withFate(e gadget.Event) seen {
 	s := fromEvent(e)
 	s.fate = fate{
 		kind: e.Kind, tx: e.TxBytes, rx: e.RxBytes,
-		refusal: refusal{e.Error, e.Cause, e.Reason, e.By, e.ICMPType, e.ICMPCode},
+		refusal: refusal{e.Error, e.Cause, e.Reason, e.By, e.ICMPType, e.ICMPCode, e.Drop},
 	}
 	s.took = e.Latency
 	return s

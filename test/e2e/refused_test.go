@@ -26,6 +26,7 @@ type refusal struct {
 	by            netip.Addr
 	icmpType      uint8
 	icmpCode      uint8
+	drop          uint32 // the kernel's reason, where it was asked; 0: none
 }
 
 // sentAndFailed are the attempts that a caller's namespace has seen leave, and how
