@@ -273,6 +273,7 @@ static __always_inline void tell_full(void *ctx, struct workspace *space)
 	o->event = failed;
 	o->cause = CAUSE_LOCAL_DROP;
 	o->reason = REASON_ACCEPT_QUEUE;
+	o->latency = space->report.now - space->report.time;
 	tell_outcome(ctx, space);
 }
 

@@ -120,7 +120,10 @@ static __always_inline void begin_life(struct workspace *space)
 	__builtin_memset(life, 0, sizeof(*life));
 	life->report = *report;
 	life->report.found.task = 0; /* it may have ended when this is told */
-	life->begun = report->found.called ?: report->time;
+	/* A socket that has called may get what arrives. */
+	life->begun = report->attempt.egress && report->found.called ?
+			      report->found.called :
+			      report->time;
 	if (!bpf_map_update_elem(&lives, key, life, BPF_ANY))
 		__sync_fetch_and_add(&l->begun, 1);
 }
