@@ -78,12 +78,27 @@ static __always_inline bool read_refused(const struct cursor *c,
 	return true;
 }
 
-/* What waits for the kernel's answer has got one. */
+static __always_inline bool is_of_same_ends(const struct tuple *a,
+					    const struct tuple *b)
+{
+	return a->netns == b->netns && a->local_port == b->local_port &&
+	       a->remote_port == b->remote_port &&
+	       is_same(&a->local, &b->local) && is_same(&a->remote, &b->remote);
+}
+
+/*
+ * What waits for the kernel's answer has got one, in the same softirq. A RST that
+ * answers a SYN with data (fast open) acknowledges that as well.
+ */
 static __always_inline void refuse_arrival(struct arrival *key,
 					   const struct refusal *refusal)
 {
 	struct report *report = bpf_map_lookup_elem(&arrivals, key);
+	struct arrival *latest = get_latest_arrival();
 
+	if (!report && latest && refusal->cause == CAUSE_RST &&
+	    is_of_same_ends(&latest->ends, &key->ends))
+		report = bpf_map_lookup_elem(&arrivals, latest);
 	if (!report || report->refusal.cause)
 		return;
 	report->refusal = *refusal;
