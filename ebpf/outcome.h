@@ -348,6 +348,49 @@ static __always_inline void note_reset(void *ctx, struct sock *sk,
 	}
 }
 
+/*
+ * Who has sent a message of ICMP, and about which SYN, as the device of this CPU saw
+ * it last: what the kernel gets later in the same softirq bears, where NAT has
+ * translated the SYN, the address that was called.
+ */
+struct icmp_sender {
+	union gadget_ip_addr_t addr;
+	__u32 seq;
+	__u32 known;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct icmp_sender);
+} icmp_senders SEC(".maps");
+
+static __always_inline void note_icmp_sender(__u32 seq,
+					     const union gadget_ip_addr_t *addr)
+{
+	__u32 zero = 0;
+	struct icmp_sender *last = bpf_map_lookup_elem(&icmp_senders, &zero);
+
+	if (!last)
+		return;
+	last->addr = *addr;
+	last->seq = seq;
+	last->known = true;
+}
+
+static __always_inline void take_icmp_sender(__u32 seq,
+					     union gadget_ip_addr_t *addr)
+{
+	__u32 zero = 0;
+	struct icmp_sender *last = bpf_map_lookup_elem(&icmp_senders, &zero);
+
+	if (!last || !last->known || last->seq != seq)
+		return;
+	*addr = last->addr;
+	last->known = false;
+}
+
 /* The connection whose SYN a message of ICMP has brought back. */
 static __always_inline void note_icmp(void *ctx, struct sk_buff *skb,
 				      __u8 version, __u8 type, __u8 code)
@@ -391,6 +434,7 @@ static __always_inline void note_icmp(void *ctx, struct sk_buff *skb,
 	if (!life || life->established ||
 	    life->report.attempt.seq != bpf_ntohl(tcp.seq))
 		return;
+	take_icmp_sender(bpf_ntohl(tcp.seq), &from);
 	life->icmp_from = from;
 	life->icmp_type = type;
 	life->icmp_code = code;

@@ -458,7 +458,7 @@ static __always_inline bool read_transport(const struct cursor *c,
 		return read_udp(c, ip, a);
 	case IPPROTO_ICMP:
 	case IPPROTO_ICMPV6:
-		a->refuses = wants_outcome() && a->egress;
+		a->refuses = wants_outcome();
 		return false;
 	default:
 		return false;

@@ -25,6 +25,15 @@ static __always_inline bool is_icmp(__u8 proto)
 	return proto == IPPROTO_ICMP || proto == IPPROTO_ICMPV6;
 }
 
+/* A message of ICMP that this host sends or, of more kinds, has got. */
+static __always_inline bool ends_attempt(__u8 version, __u8 type, bool sent)
+{
+	if (type == (version == 4 ? ICMP_UNREACHABLE : ICMPV6_UNREACHABLE))
+		return true;
+	return !sent && type == (version == 4 ? ICMP_TIME_EXCEEDED_TYPE :
+						ICMPV6_TIME_EXCEEDED_TYPE);
+}
+
 /* Reads who is refused what, as it came in; false for what refuses nothing. */
 static __always_inline bool read_refused(const struct cursor *c,
 					 struct ip_info *ip, struct attempt *a,
@@ -64,8 +73,7 @@ static __always_inline bool read_refused(const struct cursor *c,
 	refusal->icmp_type = icmp.type;
 	refusal->icmp_code = icmp.code;
 	refusal->by = a->saddr;
-	if (icmp.type !=
-	    (ip->version == 4 ? ICMP_UNREACHABLE : ICMPV6_UNREACHABLE))
+	if (!ends_attempt(ip->version, icmp.type, sent))
 		return false;
 	inner.l3 += ip->l4 + ICMP_HLEN;
 	if (!read_addresses(&inner, a) ||
@@ -154,6 +162,8 @@ __noinline int note_refusal(struct __sk_buff *skb)
 	space->arrival.number = a->seq;
 	if (sent)
 		refuse_arrival(&space->arrival, refusal);
+	else if (refusal->cause == CAUSE_ICMP)
+		note_icmp_sender(a->seq, &refusal->by);
 	else
 		take_back(skb, space, &space->arrival);
 	return 0;
