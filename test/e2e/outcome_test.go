@@ -42,8 +42,15 @@ func withFate(e gadget.Event) seen {
 		kind: e.Kind, tx: e.TxBytes, rx: e.RxBytes,
 		refusal: refusal{e.Error, e.Cause, e.Reason, e.By, e.ICMPType, e.ICMPCode, e.Drop},
 	}
-	s.took = e.Latency
+	s.took, s.lasted = e.Latency, e.Duration
 	return s
+}
+
+// sinceBoot is the time as agents tell it, in ns.
+func sinceBoot() int64 {
+	var now unix.Timespec
+	_ = unix.ClockGettime(unix.CLOCK_BOOTTIME, &now) // fails for no clock that there is
+	return now.Nano()
 }
 
 var begun = fate{kind: gadget.Established}
@@ -85,13 +92,7 @@ func (a act) fates(report attempt.Report, made []fact) []fact {
 	add := func(f fact, fates []fate, retries int) {
 		f.retries = uint32(retries)
 		for _, f.fate = range fates {
-			f.within = 0
-			// Until Linux 6.10 who polls for a failure is told before the socket is closed.
-			told := f.kind == gadget.Failed && a.step.NonBlocking
-			if f.egress && f.kind != gadget.Closed && !told {
-				f.within = report.Took
-			}
-			all = append(all, f)
+			all = append(all, a.timed(f, report))
 		}
 	}
 	for _, f := range made {
@@ -105,6 +106,29 @@ func (a act) fates(report attempt.Report, made []fact) []fact {
 		}
 	}
 	return all
+}
+
+// timed is a fact, with what the programs have measured of it.
+func (a act) timed(f fact, report attempt.Report) fact {
+	f.within, f.lasted, f.began = 0, 0, report.Began
+	if f.source != nil { // it may be another one of the same ends
+		f.began = 0
+	}
+	// Until Linux 6.10 who polls for a failure is told before the socket is closed.
+	told := f.kind == gadget.Failed && a.step.NonBlocking
+	// Who is fast can be accepted before its handshake is over.
+	accepted := a.served.Began > 0 && !a.step.FastOpen && f.source == nil
+	switch {
+	case f.kind == gadget.Closed && f.egress:
+		f.lasted = report.Talked
+	case f.kind == gadget.Closed && accepted:
+		f.lasted = a.served.Talked
+	case f.kind == gadget.Established && !f.egress && accepted:
+		f.within = time.Duration(a.served.Began - report.Began)
+	case f.egress && !told:
+		f.within = report.Took
+	}
+	return f
 }
 
 func outcomeCases() []whoCase {
@@ -147,20 +171,49 @@ func TestOutcomes(t *testing.T) {
 
 // talkCases are connections that succeed.
 func talkCases() []whoCase {
-	fast := func(deferred bool) attempt.Step { return attempt.Step{FastOpen: true, Deferred: deferred} }
-	return []whoCase{
-		{name: "talk: plain", play: talks(attempt.Step{})},
-		{name: "talk: non-blocking", play: talks(attempt.Step{NonBlocking: true, Waits: true})},
-		{name: "talk: from threads", play: talks(attempt.Step{Thread: true})},
-		{name: "talk: io_uring, submitted", play: talks(attempt.Step{Uring: attempt.Submitted}), needs: lacksUring},
-		{name: "talk: io_uring, by a worker", play: talks(attempt.Step{Uring: attempt.Worker}), needs: lacksUring},
-		{name: "talk: io_uring, polled for", play: talks(attempt.Step{Uring: attempt.Polled}), needs: lacksUring},
-		{name: "talk: fast open", play: talks(fast(false))},
-		{name: "talk: fast open, by connect", play: talks(fast(true))},
-		{name: "talk: MPTCP", play: talks(attempt.Step{MPTCP: true}), needs: lacksMPTCP},
-		{name: "talk: IPv4 from IPv6 sockets", play: talks(attempt.Step{DualStack: true})},
-	}
+	return eachFamily(talks, []how{
+		{name: "talk: plain"},
+		{name: "talk: non-blocking", step: attempt.Step{NonBlocking: true, Waits: true}},
+		{name: "talk: from threads", step: attempt.Step{Thread: true}},
+		{name: "talk: io_uring, submitted", step: attempt.Step{Uring: attempt.Submitted}, needs: lacksUring},
+		{name: "talk: io_uring, by a worker", step: attempt.Step{Uring: attempt.Worker}, needs: lacksUring},
+		{name: "talk: io_uring, polled for", step: attempt.Step{Uring: attempt.Polled}, needs: lacksUring},
+		{name: "talk: fast open", step: attempt.Step{FastOpen: true}},
+		{name: "talk: fast open, by connect", step: attempt.Step{FastOpen: true, Deferred: true}},
+		{name: "talk: MPTCP", step: attempt.Step{MPTCP: true}, needs: lacksMPTCP},
+	})
 }
+
+// how is a way to call.
+type how struct {
+	name  string
+	step  attempt.Step
+	needs func() error
+}
+
+// eachFamily plays each way from sockets of IPv4 and IPv6, and then from those of
+// IPv6 that call IPv4.
+func eachFamily(play func(attempt.Step) func(*stage, string), ways []how) []whoCase {
+	var cases []whoCase
+	for _, w := range ways {
+		mapped := w.step
+		mapped.DualStack = true
+		cases = append(cases, whoCase{name: w.name, play: play(w.step), needs: w.needs},
+			whoCase{name: w.name + ", IPv4 from IPv6 sockets", play: play(mapped), needs: w.needs})
+	}
+	return cases
+}
+
+// familyFor is the one that is called.
+func familyFor(how attempt.Step, family int) int {
+	if how.DualStack {
+		return 4
+	}
+	return family
+}
+
+// mixed has each third group of calls of IPv4 made from sockets of IPv6.
+func mixed(i int) (family int, dualStack bool) { return []int{4, 6, 4}[i%3], i%3 == 2 }
 
 // talkSizes are of the turns, in bytes.
 var talkSizes = []int{0, 1, 1000, 100_000}
@@ -185,12 +238,8 @@ func talkOf(i int, how attempt.Step) attempt.Talk {
 // talks has all callers call servers, here and at the other end, and talk.
 func talks(how attempt.Step) func(*stage, string) {
 	return func(s *stage, name string) {
-		for i := range max(1, s.attempts/callers) {
-			family := families[i/2%2]
-			if how.DualStack {
-				family = 4
-			}
-			s.talk(name, i, family, how)
+		for i := range max(4, s.attempts/callers) { // both families, here and there
+			s.talk(name, i, familyFor(how, families[i/2%2]), how)
 		}
 	}
 }
@@ -204,7 +253,11 @@ func (s *stage) talk(name string, i, family int, how attempt.Step) {
 	if i%2 == 1 {
 		server, dst, beyond = s.away[i/2%aways], overVeth.address(family, 2), s.pair.ends[1]
 	}
-	h := s.serve(server, attempt.Step{Src: at(anyHost(family), port), Talk: &t, Count: callers, FastOpen: how.FastOpen, MPTCP: how.MPTCP})
+	serves := attempt.Step{Src: at(anyHost(family), port), Talk: &t, Count: callers, FastOpen: how.FastOpen, MPTCP: how.MPTCP}
+	if how.DualStack && i%3 > 0 {
+		serves.Src, serves.DualStack = at(anyHost(6), port), true
+	}
+	h := s.serve(server, serves)
 	var acts []act
 	for _, by := range s.callers {
 		step := how
@@ -230,10 +283,20 @@ func (s *stage) settleTalks(name string, acts []act, reports []attempt.Report, s
 	for _, one := range told[0].Steps {
 		served[one.Src] = one
 	}
+	calls := map[netip.AddrPort]int{}
 	for i := range acts {
-		if acts[i].became == nil {
-			acts[i].became = talked(served[reports[i].Src])
+		calls[reports[i].Src]++
+	}
+	for i := range acts {
+		if acts[i].became != nil {
+			continue
 		}
+		one, known := served[reports[i].Src]
+		// NAT has changed that, or a socket has called again: all have the same talk.
+		if !known || calls[reports[i].Src] > 1 {
+			one = attempt.Report{Sent: told[0].Steps[0].Sent, Received: told[0].Steps[0].Received}
+		}
+		acts[i].became, acts[i].served = talked(one), one
 	}
 	s.settle(name, acts, reports)
 	s.shut(server)
@@ -243,19 +306,28 @@ func (s *stage) settleTalks(name string, acts []act, reports []attempt.Report, s
 func failingCases() []whoCase {
 	patient := attempt.Step{NonBlocking: true, Waits: true, SYNRetries: 1}
 	blocking := attempt.Step{SYNRetries: 1}
-	return []whoCase{
-		{name: "fails: closed port", play: closedPorts(attempt.Step{})},
-		{name: "fails: closed port, non-blocking", play: closedPorts(attempt.Step{NonBlocking: true, Waits: true})},
-		{name: "fails: closed port, io_uring", play: closedPorts(attempt.Step{Uring: attempt.Worker}), needs: lacksUring},
-		{name: "fails: silence", play: silent(patient)},
-		{name: "fails: silence, blocking", play: silent(blocking)},
-		{name: "fails: given up by close", play: givenUp(false)},
-		{name: "fails: given up by AF_UNSPEC", play: givenUp(true)},
-		{name: "fails: caller killed", play: signalled(unix.SIGKILL, gaveUp)},
-		{name: "fails: caller stopped and continued", play: signalled(unix.SIGSTOP, refusal{cause: "silence"})},
-		{name: "fails: dropped by the receiver", play: droppedByReceiver},
-		{name: "fails: dropped in OUTPUT", play: denied},
+	stopped := func(how attempt.Step) func(*stage, string) {
+		return signalled(how, unix.SIGSTOP, refusal{cause: "silence"})
 	}
+	killed := func(how attempt.Step) func(*stage, string) { return signalled(how, unix.SIGKILL, gaveUp) }
+	return slices.Concat(
+		eachFamily(closedPorts, []how{
+			{name: "fails: closed port"},
+			{name: "fails: closed port, non-blocking", step: attempt.Step{NonBlocking: true, Waits: true}},
+			{name: "fails: closed port, io_uring, submitted", step: attempt.Step{Uring: attempt.Submitted}, needs: lacksUring},
+			{name: "fails: closed port, io_uring, by a worker", step: attempt.Step{Uring: attempt.Worker}, needs: lacksUring},
+			{name: "fails: closed port, io_uring, polled for", step: attempt.Step{Uring: attempt.Polled}, needs: lacksUring},
+			{name: "fails: closed port, fast open", step: attempt.Step{FastOpen: true, Talk: &attempt.Talk{}}},
+			{name: "fails: closed port, MPTCP", step: attempt.Step{MPTCP: true}, needs: lacksMPTCP},
+		}),
+		eachFamily(silent, []how{{name: "fails: silence", step: patient}, {name: "fails: silence, blocking", step: blocking}}),
+		eachFamily(givenUp(false), []how{{name: "fails: given up by close"}}),
+		eachFamily(givenUp(true), []how{{name: "fails: given up by AF_UNSPEC"}}),
+		eachFamily(killed, []how{{name: "fails: caller killed", step: blocking}}),
+		eachFamily(stopped, []how{{name: "fails: caller stopped and continued", step: blocking}}),
+		eachFamily(droppedByReceiver, []how{{name: "fails: dropped by the receiver", step: patient}}),
+		eachFamily(denied, []how{{name: "fails: dropped in OUTPUT", step: patient}}),
+	)
 }
 
 // failing has all callers make calls that fail, a part of the attempts.
@@ -264,7 +336,7 @@ func (s *stage) failing(name string, part int, call func(i, family int, a *act))
 	var acts []act
 	for i := range max(callers, s.attempts/part) {
 		a := act{by: s.callers[i%callers]}
-		call(i, families[i/callers%2], &a)
+		call(i, families[(i/2+i/callers)%2], &a)
 		a.step.Do, a.step.Protocol = attempt.Call, attempt.TCP
 		acts = append(acts, a)
 	}
@@ -276,6 +348,7 @@ func closedPorts(how attempt.Step) func(*stage, string) {
 	return func(s *stage, name string) {
 		port := newPort(attempt.TCP)
 		s.failing(name, 1, func(i, family int, a *act) {
+			family = familyFor(how, family)
 			src, dst := host(family, 2), host(family, i%hosts)
 			if i%2 == 1 {
 				src, dst, a.beyond = overVeth.address(family, 1), overVeth.address(family, 2), s.pair.ends[1]
@@ -290,7 +363,7 @@ func closedPorts(how attempt.Step) func(*stage, string) {
 
 // unheard is a call of a host that does not answer.
 func unheard(how attempt.Step, family int, a *act) {
-	a.step, a.lost = how, true
+	a.step, a.lost, family = how, true, familyFor(how, family)
 	a.step.Src, a.step.Dst = at(overVeth.address(family, 1), newSource()), at(overVeth.address(family, nobody), tcpPort)
 }
 
@@ -305,52 +378,60 @@ func silent(how attempt.Step) func(*stage, string) {
 
 // givenUp calls are ended by the application at once: it closes the socket, or keeps
 // it.
-func givenUp(kept bool) func(*stage, string) {
-	return func(s *stage, name string) {
-		s.failing(name, 2, func(i, family int, a *act) {
-			unheard(attempt.Step{NonBlocking: true, GivesUp: true}, family, a)
-			if kept {
-				a.step.Socket = fmt.Sprint(name, i)
-			}
-			a.became = refusedAs(gaveUp)
-		})
+func givenUp(kept bool) func(attempt.Step) func(*stage, string) {
+	return func(how attempt.Step) func(*stage, string) {
+		how.NonBlocking, how.GivesUp = true, true
+		return func(s *stage, name string) {
+			s.failing(name, 2, func(i, family int, a *act) {
+				unheard(how, family, a)
+				if kept {
+					a.step.Socket = fmt.Sprint(name, i)
+				}
+				a.became = refusedAs(gaveUp)
+			})
+		}
 	}
 }
 
 // signalled callers get a signal while they wait for the answer of a silent host.
-func signalled(signal unix.Signal, how refusal) func(*stage, string) {
+func signalled(how attempt.Step, signal unix.Signal, ends refusal) func(*stage, string) {
+	how.Signal = int(signal)
 	return func(s *stage, name string) {
 		s.failing(name, 10, func(_, family int, a *act) {
-			unheard(attempt.Step{SYNRetries: 1, Signal: int(signal)}, family, a)
+			unheard(how, family, a)
 			a.child, a.parent.Signal = true, int(signal)
-			a.became = refusedAs(how)
+			a.became = refusedAs(ends)
 		})
 	}
 }
 
 // droppedByReceiver: the firewall of the other end lets nothing pass.
-func droppedByReceiver(s *stage, name string) {
-	port := newPort(attempt.TCP)
-	defer s.pair.ends[1].addRules(s.t, func(r *rules) {
-		r.add(filterInput, r.transport(), matchPort(portAt, port), drop())
-	})()
-	s.failing(name, 10, func(_, family int, a *act) {
-		unheard(attempt.Step{NonBlocking: true, Waits: true, SYNRetries: 1}, family, a)
-		a.step.Dst, a.lost, a.beyond = at(overVeth.address(family, 2), port), false, s.pair.ends[1]
-		a.became = refusedAs(refusal{cause: "silence"}, failed(refusal{cause: "local-drop"})...)
-	})
+func droppedByReceiver(how attempt.Step) func(*stage, string) {
+	return func(s *stage, name string) {
+		port := newPort(attempt.TCP)
+		defer s.pair.ends[1].addRules(s.t, func(r *rules) {
+			r.add(filterInput, r.transport(), matchPort(portAt, port), drop())
+		})()
+		s.failing(name, 10, func(_, family int, a *act) {
+			unheard(how, family, a)
+			a.step.Dst, a.lost, a.beyond = at(overVeth.address(familyFor(how, family), 2), port), false, s.pair.ends[1]
+			a.became = refusedAs(refusal{cause: "silence"}, failed(refusal{cause: "local-drop"})...)
+		})
+	}
 }
 
 // denied: the firewall lets nothing out.
-func denied(s *stage, name string) {
-	_, undo := ruled(&expr.Verdict{Kind: expr.VerdictDrop})(s)
-	defer undo()
-	port := newPort(attempt.TCP)
-	s.failing(name, 10, func(_, family int, a *act) {
-		unheard(attempt.Step{NonBlocking: true, Waits: true, SYNRetries: 1}, family, a)
-		a.step.Dst, a.never = at(ofPath(ofServices, 7)(family), port), true
-		a.became = refusedAs(refusal{cause: "denied", reason: "output-hook"})
-	})
+func denied(how attempt.Step) func(*stage, string) {
+	return func(s *stage, name string) {
+		_, undo := ruled(&expr.Verdict{Kind: expr.VerdictDrop})(s)
+		defer undo()
+		port := newPort(attempt.TCP)
+		s.failing(name, 10, func(_, family int, a *act) {
+			unheard(how, family, a)
+			a.step.Dst, a.never = at(ofServices.address(familyFor(how, family), 7), port), true
+			a.became = refusedAs(refusal{cause: "denied", reason: "output-hook"})
+		})
+	}
 }
 
 // sharedCases are sockets that have several owners, or several lives.
@@ -375,14 +456,14 @@ const (
 // passedTalks are had by another process than the one that called.
 func passedTalks(how int) func(*stage, string) {
 	return func(s *stage, name string) {
-		for i := range max(2, s.attempts/2/callers) {
-			family, port := families[i%2], newPort(attempt.TCP)
-			t := talkOf(i, attempt.Step{})
+		for i := range max(3, s.attempts/2/callers) {
+			family, dualStack := mixed(i)
+			port, t := newPort(attempt.TCP), talkOf(i, attempt.Step{})
 			server := s.serve(s.servers[0], attempt.Step{Src: at(anyHost(family), port), Talk: &t, Count: callers})
 			var acts []act
 			for j, by := range s.callers {
 				step := attempt.Step{
-					Do: attempt.Call, Protocol: attempt.TCP, Dst: at(host(family, j%hosts), port), Lingers: true, Socket: fmt.Sprint(name, j),
+					Do: attempt.Call, Protocol: attempt.TCP, Dst: at(host(family, j%hosts), port), Lingers: true, Socket: fmt.Sprint(name, j), DualStack: dualStack,
 				}
 				a := act{by: by, to: s.is(s.servers[0]), step: step}
 				if how == outlived {
@@ -392,7 +473,7 @@ func passedTalks(how int) func(*stage, string) {
 			}
 			reports := s.perform(acts)
 			for j, said := range s.talkForThem(acts, t, how) {
-				reports[j].Sent, reports[j].Received = said.Sent, said.Received
+				reports[j].Sent, reports[j].Received, reports[j].Talked = said.Sent, said.Received, said.Talked
 			}
 			s.settleTalks(name, acts, reports, server, callers)
 		}
@@ -428,18 +509,18 @@ func (s *stage) talkForThem(acts []act, t attempt.Talk, how int) []attempt.Repor
 // callingAgain has a socket give up a call, make another one from the same port, take
 // its connection back, and call once more.
 func callingAgain(s *stage, name string) {
-	for i := range max(2, s.attempts/3/callers) {
-		family, port := families[i%2], newPort(attempt.TCP)
-		t := attempt.Talk{Turns: []int{10, 20}, Reset: true}
+	for i := range max(3, s.attempts/3/callers) {
+		family, dualStack := mixed(i)
+		port, t := newPort(attempt.TCP), attempt.Talk{Turns: []int{10, 20}, Reset: true}
 		server := s.serve(s.away[0], attempt.Step{Src: at(anyHost(family), port), Talk: &t, Count: 2 * callers})
 		var acts, last []act
 		for _, by := range s.callers {
 			h := handle{by: by, name: name}
 			first := act{by: by, became: refusedAs(gaveUp)}
-			unheard(attempt.Step{NonBlocking: true, GivesUp: true}, family, &first)
+			unheard(attempt.Step{NonBlocking: true, GivesUp: true, DualStack: dualStack}, family, &first)
 			first.step.Do, first.step.Protocol, first.step.Socket = attempt.Call, attempt.TCP, h.name
 			again := act{by: by, to: s.is(s.away[0]), beyond: s.pair.ends[1], step: attempt.Step{
-				Do: attempt.Call, Protocol: attempt.TCP, Socket: h.name, NonBlocking: true, Waits: true,
+				Do: attempt.Call, Protocol: attempt.TCP, Socket: h.name, NonBlocking: true, Waits: true, DualStack: dualStack,
 				Dst: at(overVeth.address(family, 2), port), Talk: &t,
 			}}
 			disconnect := act{by: by, step: attempt.Step{Do: attempt.Disconnect, Socket: h.name}}
@@ -457,12 +538,13 @@ func callingAgain(s *stage, name string) {
 // withOneself has a socket call its own address: two attempts, each with its end.
 func withOneself(s *stage, name string) {
 	var acts []act
-	for i := range max(callers, s.attempts/2) {
+	for i := range max(3*callers, s.attempts/2) {
 		t := talkOf(i, attempt.Step{})
-		own := at(host(families[i/callers%2], i%hosts), newPort(attempt.TCP))
+		family, dualStack := mixed(i / callers)
+		own := at(host(family, i%hosts), newPort(attempt.TCP))
 		by := s.callers[i%callers]
 		acts = append(acts, act{by: by, to: s.is(by), became: withItself, step: attempt.Step{
-			Do: attempt.Call, Protocol: attempt.TCP, Src: own, Dst: own, Talk: &t, Lingers: true,
+			Do: attempt.Call, Protocol: attempt.TCP, Src: own, Dst: own, Talk: &t, Lingers: true, DualStack: dualStack,
 		}})
 	}
 	s.wave(name, acts)
@@ -477,12 +559,12 @@ func withItself(r attempt.Report) (sent, received []fate) {
 // arrives, so that the other one meets a socket that has called.
 func simultaneous(s *stage, name string) {
 	empty := []fate{begun, over(0, 0)}
-	for i := range max(2, s.attempts/10) {
-		family := families[i%2]
+	for i := range max(3, s.attempts/10) {
+		family, dualStack := mixed(i)
 		one := handle{by: s.callers[i%callers], name: "one"}
 		other := handle{by: s.away[i%aways], name: "other"}
 		ends := [2]netip.AddrPort{at(overVeth.address(family, 1), newPort(attempt.TCP)), at(overVeth.address(family, 2), newPort(attempt.TCP))}
-		call := attempt.Step{Do: attempt.Call, Protocol: attempt.TCP, NonBlocking: true}
+		call := attempt.Step{Do: attempt.Call, Protocol: attempt.TCP, NonBlocking: true, DualStack: dualStack}
 		first := act{by: one.by, beyond: other.by.ns, step: call, became: func(attempt.Report) (_, _ []fate) {
 			return empty, failed(refusal{cause: "local-drop"})
 		}}
@@ -516,17 +598,23 @@ func routeCases() []whoCase {
 		{blackholed, routed(blackholed, unix.RTN_BLACKHOLE), refusal{cause: "no-route", reason: "blackhole"}},
 		{routeless, unset, refusal{cause: "no-route", reason: "none-matches"}},
 	} {
-		cases = append(cases, whoCase{name: "fails: route " + c.how.reason, play: func(s *stage, name string) {
-			_, undo := c.set(s)
-			defer undo()
-			s.failing(name, 4, func(i, family int, a *act) {
-				a.never, a.became = true, refusedAs(c.how)
-				a.step = attempt.Step{Dst: at(ofPath(c.to, 7)(family), tcpPort), Unsure: true, NonBlocking: i%2 == 0, Waits: true}
-				if i%4 < 2 {
-					a.step.Src = at(overVeth.address(family, 1), newSource())
-				}
-			})
-		}})
+		play := func(how attempt.Step) func(*stage, string) {
+			return func(s *stage, name string) {
+				_, undo := c.set(s)
+				defer undo()
+				s.failing(name, 4, func(i, family int, a *act) {
+					a.never, a.became, family = true, refusedAs(c.how), familyFor(how, family)
+					a.step = how
+					a.step.Dst, a.step.NonBlocking = at(c.to.address(family, 7), tcpPort), i%2 == 0
+					if i%4 < 2 {
+						a.step.Src = at(overVeth.address(family, 1), newSource())
+					}
+				})
+			}
+		}
+		cases = append(cases, eachFamily(play, []how{
+			{name: "fails: route " + c.how.reason, step: attempt.Step{Unsure: true, Waits: true}},
+		})...)
 	}
 	return append(cases, whoCase{name: "fails: no port is free", play: noPort})
 }
@@ -536,10 +624,11 @@ func noPort(s *stage, name string) {
 	left := s.pair.ends[0]
 	left.sysctl(s.t, "ipv4/ip_local_port_range", "40000 40000")
 	defer left.sysctl(s.t, "ipv4/ip_local_port_range", "32768 60999")
-	for i := range max(2, s.attempts/20) {
-		family, port := families[i%2], newPort(attempt.TCP)
+	for i := range max(3, s.attempts/20) {
+		family, dualStack := mixed(i)
+		port := newPort(attempt.TCP)
 		listener := s.open(s.away[0], attempt.Step{Protocol: attempt.TCP, Src: at(anyHost(family), port)})
-		step := attempt.Step{Do: attempt.Call, Protocol: attempt.TCP, Dst: at(overVeth.address(family, 2), port), Unsure: true}
+		step := attempt.Step{Do: attempt.Call, Protocol: attempt.TCP, Dst: at(overVeth.address(family, 2), port), Unsure: true, DualStack: dualStack}
 		by := s.callers[i%callers]
 		first := act{by: by, to: s.is(s.away[0]), beyond: s.pair.ends[1], step: step, became: withItself}
 		first.step.Socket = "only"

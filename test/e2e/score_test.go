@@ -12,6 +12,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"gadget.example/network/internal/gadget"
 	"gadget.example/network/test/e2e/attempt"
 )
 
@@ -22,7 +23,10 @@ type fact struct {
 	// ends are of whose socket is named; onWire: as they are on the wire.
 	ends
 	onWire bool
-	within time.Duration // how long it can have taken; 0: that is not known
+	// within is how long it can have taken, 0: that is not known; lasted how long it
+	// was there for certain; began when its call did, in ns since the boot, or 0.
+	within, lasted time.Duration
+	began          int64
 	// source, if not nil, says whether the attempt may have come from there, where
 	// the sighting has none.
 	source func(netip.AddrPort) bool
@@ -121,7 +125,8 @@ func (s *score) settle(name string, facts []fact, events []seen) {
 			return open.take(e, func(f fact) bool {
 				v, ok := step(f, e)
 				if ok {
-					s.add(name, v, "%s\n    sent:   %s\n    wanted: %s, %s, within %v\n    got:    %s, %s, took %v", e.sighting, f.origin, f.owners, f.endsOf(e), f.within, e.owner, e.ends, e.took)
+					s.add(name, v, "%s\n    sent:   %s\n    wanted: %s, %s, within %v, %v at least\n    got:    %s, %s, took %v, lasted %v",
+						e.sighting, f.origin, f.owners, f.endsOf(e), f.within, f.lasted, e.owner, e.ends, e.took, e.lasted)
 					s.countNobody(f, e)
 				}
 				return ok
@@ -166,7 +171,22 @@ func isRight(f fact, e seen) (verdict, bool) {
 	if len(f.owners) == 0 {
 		return right, e.owner == attempt.Process{} && e.ends == ends{}
 	}
-	return right, f.names(e.owner) && e.ends == f.endsOf(e) && (f.within == 0 || 0 < e.took && e.took <= f.within)
+	return right, f.names(e.owner) && e.ends == f.endsOf(e) && f.isInTime(e)
+}
+
+// isInTime says whether an event's times lie within what the programs measured.
+func (f fact) isInTime(e seen) bool {
+	if f.kind == gadget.Attempt || f.within == 0 && f.began == 0 {
+		return true
+	}
+	took, least, most := e.took, time.Duration(1), f.within
+	if f.kind == gadget.Closed {
+		took, least = e.lasted, max(f.lasted, least)
+	}
+	if most == 0 { // it is over when it is told
+		most = time.Duration(e.at - f.began)
+	}
+	return least <= took && took <= most
 }
 
 func isUnknown(f fact, e seen) (verdict, bool) {

@@ -118,8 +118,10 @@ func (s *stage) watch(params map[string]string, f func()) {
 			if !isOurs(e.Src.Addr()) && !isOurs(e.Dst.Addr()) {
 				return
 			}
+			came := withFate(e)
+			came.at = sinceBoot()
 			s.mu.Lock()
-			s.events = append(s.events, withFate(e))
+			s.events = append(s.events, came)
 			s.mu.Unlock()
 			select {
 			case s.arrived <- struct{}{}:
@@ -184,6 +186,7 @@ type act struct {
 	seenFrom    func(netip.AddrPort) netip.AddrPort // where it has come from, as that socket has it
 	// became, if not nil, is what becomes of it where it is sent and where it arrives.
 	became func(attempt.Report) (sent, received []fate)
+	served attempt.Report // of who has served it, if anybody has
 	// then is what a child does next.
 	then []attempt.Step
 }

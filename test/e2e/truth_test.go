@@ -106,7 +106,8 @@ type seen struct {
 	sighting
 	owner attempt.Process
 	ends
-	took time.Duration // until it was established, or has failed
+	took, lasted time.Duration // until it was established, or has failed; until it was closed
+	at           int64         // when it came here, in ns since the boot; 0: not asked
 }
 
 func fromEvent(e gadget.Event) seen {

@@ -286,8 +286,11 @@ func (k *keeper) call(step attempt.Step, report *attempt.Report) error {
 		return err
 	}
 	report.Packets = 1
+	if report.Began, err = sinceBoot(); err != nil {
+		return err
+	}
 	if step.Signal != 0 {
-		report.Src = before
+		report.Src = named(before, before)
 		go s.signalWhenConnecting(unix.Signal(step.Signal), *report)
 	}
 	if err := s.try(step, report); err != nil || report.Packets == 0 {
@@ -307,6 +310,13 @@ func (k *keeper) call(step attempt.Step, report *attempt.Report) error {
 	return s.goOn(step, report)
 }
 
+// sinceBoot is the time as events have it, in ns.
+func sinceBoot() (int64, error) {
+	var now unix.Timespec
+	err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &now)
+	return now.Nano(), err
+}
+
 // try makes the attempt, and counts the SYNs.
 func (s *socket) try(step attempt.Step, report *attempt.Report) error {
 	s.began = time.Now()
@@ -320,6 +330,8 @@ func (s *socket) try(step attempt.Step, report *attempt.Report) error {
 	setError(report, err)
 	if errors.Is(err, unix.EADDRNOTAVAIL) || errors.Is(err, unix.EADDRINUSE) {
 		report.Packets = 0
+	} else if step.NonBlocking && step.Waits {
+		return s.countAgain(step, report)
 	} else if errors.Is(err, unix.ETIMEDOUT) {
 		report.Packets += step.SYNRetries // a blocking connect takes its count with it
 	}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"os"
 	"os/exec"
 	"runtime"
@@ -79,8 +80,12 @@ func (s *socket) talk(t attempt.Talk, serves bool, said int, report *attempt.Rep
 	if err := s.beginTalk(); err != nil {
 		return err
 	}
+	begun := time.Now()
 	for i, n := range t.Turns {
 		if serves == (i%2 == 1) {
+			if n > said {
+				report.Talked = time.Since(begun)
+			}
 			if _, err := s.Write(make([]byte, n-said)); err != nil {
 				return err
 			}
@@ -137,6 +142,7 @@ func (s *socket) talkToItself(t attempt.Talk, report *attempt.Report) error {
 	if err := s.beginTalk(); err != nil {
 		return err
 	}
+	begun := time.Now()
 	for _, n := range t.Turns {
 		if _, err := s.Write(make([]byte, n)); err != nil {
 			return err
@@ -147,6 +153,7 @@ func (s *socket) talkToItself(t attempt.Talk, report *attempt.Report) error {
 		report.Sent += n
 		report.Received += n
 	}
+	report.Talked = time.Since(begun)
 	return s.setReset(t)
 }
 
@@ -189,8 +196,12 @@ type served struct {
 
 func serveTalk(s *socket, from unix.Sockaddr, t attempt.Talk, done chan<- served) {
 	var result served
+	var timeErr error
+	result.report.Began, timeErr = sinceBoot()
 	result.report.Src, result.err = addrPort(from)
-	result.err = errors.Join(result.err, s.talk(t, true, 0, &result.report))
+	// As an event has it.
+	result.report.Src = netip.AddrPortFrom(result.report.Src.Addr().Unmap(), result.report.Src.Port())
+	result.err = errors.Join(result.err, timeErr, s.talk(t, true, 0, &result.report))
 	s.close()
 	done <- result
 }

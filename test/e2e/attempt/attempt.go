@@ -89,6 +89,11 @@ type Report struct {
 	// Took is how long a call took, from before connect() until it was known how that
 	// went.
 	Took time.Duration
+	// Began is when a call began, or one that is served was accepted: ns since the boot.
+	Began int64
+	// Talked is how long a connection was there for certain: from when it could be
+	// used until its last turn that the other side waited for.
+	Talked time.Duration
 	// Bytes of payload that the application sent and received.
 	Sent, Received int
 	// Failed tells that the request could not be carried out at all.
