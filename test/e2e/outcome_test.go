@@ -132,7 +132,7 @@ func (a act) timed(f fact, report attempt.Report) fact {
 }
 
 func outcomeCases() []whoCase {
-	return slices.Concat(talkCases(), sharedCases(), failingCases(), routeCases(), arrivingCases())
+	return slices.Concat(talkCases(), sharedCases(), failingCases(), routeCases(), arrivingCases(), translatedCases())
 }
 
 // TestOutcomes makes attempts of which it is known how they go on: each is followed
