@@ -513,8 +513,9 @@ static __always_inline void leave_request(void *ctx)
 		return;
 	req = *known;
 	bpf_map_delete_elem(&calls, &key);
-	if (BPF_CORE_READ(req, __sk_common.skc_nulls_node.pprev))
-		return; /* it is still awaited */
+	if (BPF_CORE_READ(req, __sk_common.skc_nulls_node.pprev) ||
+	    BPF_CORE_READ((struct request_sock *)req, rsk_timer.entry.pprev))
+		return; /* it is still awaited, or established at this moment */
 	if (!read_ends(req, IPPROTO_TCP, &ends.ends) || !take_life(&ends, life))
 		return;
 	begin_outcome(&space->report, life, failed, IN_HOOK);
