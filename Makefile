@@ -220,11 +220,15 @@ fuzz: build ## compare the filter with gopacket on random packets, for FUZZTIME 
 	@$(ASK_ROOT) "the tests load eBPF programs"
 	@CGO_ENABLED=0 go test -run '^$$' -fuzz FuzzPacket -fuzztime $(FUZZTIME) $(AS_ROOT) ./test/unit
 
+# Which benchmarks, and the kernel of the VM (see build/boot --help).
+BENCH ?= .
+VM_KERNEL ?=
+
 .PHONY: bench
-bench: build $(BUILD)/boot ## measure what the gadget costs, on this kernel or in a VM
+bench: build $(BUILD)/boot ## measure what the gadget costs, on this kernel or in a VM (BENCH=REGEX, VM_KERNEL=5.10)
 	@$(ASK_ROOT) "the benchmarks load eBPF programs"
-	@CGO_ENABLED=0 go test -run '^$$' -bench . -benchtime 1x -count=1 \
-		-exec '$(if $(SUDO),sudo )$(CURDIR)/test/in-vm' ./bench
+	@CGO_ENABLED=0 go test -trimpath -run '^$$' -bench '$(BENCH)' -benchtime 1x -count=1 -timeout 60m \
+		-exec '$(SUDO) env VM_KERNEL=$(VM_KERNEL) VM_TIMEOUT=60m $(CURDIR)/test/in-vm' ./bench
 
 # --- style --------------------------------------------------------------------
 

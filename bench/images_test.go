@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"testing"
 	"time"
@@ -29,29 +30,41 @@ type cost struct {
 	memory                      uint64
 }
 
+// hosts are what a turn goes through: a host without the gadget, and with it.
+var hosts = []struct {
+	name   string
+	params map[string]string // nil: bare
+}{
+	{name: "bare"},
+	{"this image", map[string]string{}},
+	{"this image, --lifecycle", map[string]string{"lifecycle": "true"}},
+}
+
 // BenchmarkImages measures what a host pays for a run of the gadget: bare and with it,
 // by turns. With nothing to report (--port 1), and with everything.
 func BenchmarkImages(b *testing.B) {
 	for b.Loop() {
 		for _, port := range []string{"1", "0"} {
-			var bare, on []cost
+			costs := make([][]cost, len(hosts))
 			for range turns {
-				var without cost
-				with, err := runWith(b.Context(), port)
-				if err := errors.Join(err, without.measure()); err != nil {
-					b.Fatal(err)
+				for i, host := range hosts {
+					c, err := measureHost(b.Context(), host.params, port)
+					if err != nil {
+						b.Fatalf("--port %s, %s: %v", port, host.name, err)
+					}
+					costs[i] = append(costs[i], c)
 				}
-				bare, on = append(bare, without), append(on, with)
 			}
-			tell(middle(bare), middle(on), port)
+			for i, host := range hosts {
+				tell(host.name, middle(costs[0]), middle(costs[i]), port)
+			}
 		}
 	}
 }
 
-func tell(bare, on cost, port string) {
-	fmt.Printf("--port %s  bare         connection %8d ns               datagram %6d ns\n", port, bare.connection.Nanoseconds(), bare.datagram.Nanoseconds())
-	fmt.Printf("--port %s  this image   connection %8d ns, %.2f of bare  datagram %6d ns, %.2f of bare  ready %5.1f s  maps %6d KiB\n",
-		port, on.connection.Nanoseconds(), float64(on.connection)/float64(bare.connection),
+func tell(name string, bare, on cost, port string) {
+	fmt.Printf("--port %s  %-23s  connection %8d ns, %.2f of bare  datagram %6d ns, %.2f of bare  ready %5.1f s  maps %6d KiB\n",
+		port, name, on.connection.Nanoseconds(), float64(on.connection)/float64(bare.connection),
 		on.datagram.Nanoseconds(), float64(on.datagram)/float64(bare.datagram), on.ready.Seconds(), on.memory>>10)
 }
 
@@ -64,11 +77,16 @@ func middle(costs []cost) cost {
 	return cost{median(connections), median(all), median(ready), costs[len(costs)-1].memory}
 }
 
-func runWith(ctx context.Context, port string) (c cost, err error) {
+func measureHost(ctx context.Context, params map[string]string, port string) (c cost, err error) {
+	if params == nil {
+		return c, c.measure()
+	}
+	params = maps.Clone(params)
+	params["host"], params["port"] = "true", port
 	start := time.Now()
 	_, err = gadget.Run(ctx, gadget.Options{
 		AutoMount: true,
-		Params:    map[string]string{"host": "true", "port": port},
+		Params:    params,
 		OnReady: func(context.Context) error {
 			c.ready = time.Since(start)
 			if c.memory, err = mapMemory(); err != nil {
@@ -94,6 +112,8 @@ func (c *cost) measure() error {
 	return nil
 }
 
+// loopMany makes connections from connect to close, one after the other. They end in
+// order, as most do: each of their changes of state is one that the gadget may look at.
 func loopMany() error {
 	listener, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -108,11 +128,34 @@ func loopMany() error {
 		return err
 	}
 	for range loops {
-		if _, err := connectOnce(listener, server); err != nil {
+		if err := talkOnce(listener, server); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+func talkOnce(listener int, server unix.Sockaddr) (err error) {
+	client, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, unix.Close(client)) }()
+	if err := unix.Connect(client, server); err != nil {
+		return err
+	}
+	accepted, _, err := unix.Accept(listener)
+	if err != nil {
+		return err
+	}
+	// The server's end closes first: the TIME_WAIT is its, and uses up no port.
+	defer func() { err = errors.Join(err, unix.Close(accepted)) }()
+	var buffer [64]byte
+	_, err = unix.Write(client, buffer[:])
+	if err == nil {
+		_, err = unix.Read(accepted, buffer[:])
+	}
+	return err
 }
 
 func sendMany() error {
