@@ -220,15 +220,36 @@ fuzz: build ## compare the filter with gopacket on random packets, for FUZZTIME 
 	@$(ASK_ROOT) "the tests load eBPF programs"
 	@CGO_ENABLED=0 go test -run '^$$' -fuzz FuzzPacket -fuzztime $(FUZZTIME) $(AS_ROOT) ./test/unit
 
-# Which benchmarks, and the kernel of the VM (see build/boot --help).
+# Those that need nothing but socket filters run on this machine's own kernel: under
+# emulation they would tell nothing.
+NATIVE := ^Benchmark(Packets|Attempts|Full|Traffic)$$
+# Of the others: which, and the kernel of the VM (see build/boot --help).
 BENCH ?= .
 VM_KERNEL ?=
+GO_BENCH := CGO_ENABLED=0 go test -trimpath -run '^$$' -benchtime 1x -count=1 -timeout 60m
 
 .PHONY: bench
-bench: build $(BUILD)/boot ## measure what the gadget costs, on this kernel or in a VM (BENCH=REGEX, VM_KERNEL=5.10)
+bench: bench-native bench-hooks ## measure what the gadget costs: the next two
+
+.PHONY: bench-native bench-write
+bench-native: build ## measure what a packet costs, beside other filters, on this kernel
 	@$(ASK_ROOT) "the benchmarks load eBPF programs"
-	@CGO_ENABLED=0 go test -trimpath -run '^$$' -bench '$(BENCH)' -benchtime 1x -count=1 -timeout 60m \
+	@$(GO_BENCH) -bench '$(NATIVE)' $(if $(SUDO),-exec sudo) ./bench
+
+bench-write: build ## the same, and write tables and plots into docs
+	@$(ASK_ROOT) "the benchmarks load eBPF programs"
+	@$(GO_BENCH) -bench '$(NATIVE)' $(if $(SUDO),-exec sudo) ./bench -write $(CURDIR)/docs
+
+.PHONY: bench-hooks
+bench-hooks: build $(BUILD)/boot ## measure what hooks and a whole run cost, here or in a VM (BENCH=REGEX, VM_KERNEL=5.10)
+	@$(ASK_ROOT) "the benchmarks load eBPF programs"
+	@$(GO_BENCH) -bench '$(BENCH)' -skip '$(NATIVE)' \
 		-exec '$(SUDO) env VM_KERNEL=$(VM_KERNEL) VM_TIMEOUT=60m $(CURDIR)/test/in-vm' ./bench
+
+.PHONY: bench-check
+bench-check: build ## fail when a packet that is no attempt costs more than its limits
+	@$(ASK_ROOT) "the benchmarks load eBPF programs"
+	@$(GO_BENCH) -bench '^BenchmarkCheck$$' $(if $(SUDO),-exec sudo) ./bench -check
 
 # --- style --------------------------------------------------------------------
 

@@ -10,9 +10,11 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"path"
 	"regexp"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -41,6 +43,28 @@ func Read() (*ebpf.CollectionSpec, error) {
 		return nil, fmt.Errorf("parsing the eBPF object: %w", err)
 	}
 	return spec, nil
+}
+
+// Keep leaves these programs of an object, and the maps and variables that they use:
+// the other programs may be of kinds that this kernel cannot load.
+func Keep(spec *ebpf.CollectionSpec, programs ...string) error {
+	for _, name := range programs {
+		if spec.Programs[name] == nil {
+			return fmt.Errorf("the eBPF object lacks the program %s", name)
+		}
+	}
+	maps.DeleteFunc(spec.Programs, func(name string, _ *ebpf.ProgramSpec) bool { return !slices.Contains(programs, name) })
+	needed := map[string]bool{}
+	for _, p := range spec.Programs {
+		for _, ins := range p.Instructions {
+			if ins.IsLoadFromMap() {
+				needed[ins.Reference()] = true
+			}
+		}
+	}
+	maps.DeleteFunc(spec.Maps, func(name string, _ *ebpf.MapSpec) bool { return !needed[name] })
+	maps.DeleteFunc(spec.Variables, func(_ string, v *ebpf.VariableSpec) bool { return !needed[v.SectionName] })
+	return nil
 }
 
 // Load loads the programs and maps of an object. The caller closes them.

@@ -8,7 +8,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"maps"
 	"os"
 	"strings"
 	"testing"
@@ -150,32 +149,17 @@ func (s setup) reduce(spec *ebpf.CollectionSpec) error {
 	if filter == nil || filter.Type != ebpf.SocketFilter || clock == nil || older == nil {
 		return fmt.Errorf("the eBPF object lacks the socket filter %s, %s or %s", filterProgram, clockProgram, olderProgram)
 	}
-	spec.Programs = map[string]*ebpf.ProgramSpec{filterProgram: filter}
+	kept := []string{filterProgram}
 	if s.clock {
 		// A test can run the program of a raw tracepoint, but none of a kprobe; the
 		// clock reads nothing of what either is given.
 		clock.Type, clock.AttachTo = ebpf.RawTracepoint, ""
-		spec.Programs[clockProgram] = clock
+		kept = append(kept, clockProgram)
 	}
 	if s.older {
-		spec.Programs[olderProgram] = older
+		kept = append(kept, olderProgram)
 	}
-	dropUnused(spec)
-	return nil
-}
-
-// dropUnused leaves the maps and variables that the programs use.
-func dropUnused(spec *ebpf.CollectionSpec) {
-	needed := map[string]bool{}
-	for _, p := range spec.Programs {
-		for _, ins := range p.Instructions {
-			if ins.IsLoadFromMap() {
-				needed[ins.Reference()] = true
-			}
-		}
-	}
-	maps.DeleteFunc(spec.Maps, func(name string, _ *ebpf.MapSpec) bool { return !needed[name] })
-	maps.DeleteFunc(spec.Variables, func(_ string, v *ebpf.VariableSpec) bool { return !needed[v.SectionName] })
+	return object.Keep(spec, kept...)
 }
 
 // A giver gives the program frames, one after the other.
