@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/cilium/ebpf"
@@ -33,6 +34,7 @@ const (
 	emptyFilter  = "empty"
 	floorFilter  = "floor"
 	stableFilter = "floor, from the IP header"
+	loadsFilter  = "absolute loads"
 	plainFilter  = "plain"
 	ourFilter    = "this gadget"
 )
@@ -67,6 +69,7 @@ func makers() []maker {
 		guarded[0],
 		guarded[1],
 		{stableFilter, func() (filter, error) { return fromInstructions(floor(asm.FnSkbLoadBytesRelative)...) }},
+		{loadsFilter, func() (filter, error) { return fromInstructions(absoluteLoads()...) }},
 		guarded[3],
 		{"tcpdump's, as eBPF", func() (filter, error) {
 			classic, err := tcpdump(attemptsFilter)
@@ -150,32 +153,54 @@ func floor(load asm.BuiltinFunc) asm.Instructions {
 			asm.Ja.Label("none"),
 		}
 	}
-	all := asm.Instructions{
-		asm.Mov.Reg(asm.R6, asm.R1),
-		asm.LoadMem(asm.R2, asm.R6, skbSegments, asm.Word),
-		asm.JGT.Imm(asm.R2, 1, "none"),
-		asm.LoadMem(asm.R2, asm.R6, skbProtocol, asm.Word),
-		asm.JEq.Imm(asm.R2, int32(onWire(typeIPv4)), "v4"),
-		asm.JEq.Imm(asm.R2, int32(onWire(typeIPv6)), "v6"),
-		asm.Mov.Imm(asm.R0, 0).WithSymbol("none"),
-		asm.Return(),
-		asm.Mov.Imm(asm.R0, 1).WithSymbol("attempt"),
-		asm.Return(),
+	from4, from6 := headers(v4, 40), headers(v6, 60)
+	from4[0], from6[0] = from4[0].WithSymbol("v4"), from6[0].WithSymbol("v6")
+	options := asm.Instructions{
+		asm.LoadMem(asm.R2, asm.RFP, -v4, asm.Byte),
+		asm.JNE.Imm(asm.R2, 0x45, "none"),
 	}
-	for _, part := range []struct {
-		name string
-		body asm.Instructions
-	}{
-		{"v4", append(headers(v4, 40), append(asm.Instructions{
-			asm.LoadMem(asm.R2, asm.RFP, -v4, asm.Byte),
-			asm.JNE.Imm(asm.R2, 0x45, "none"),
-		}, transport(asm.LoadMem(asm.R2, asm.RFP, -v4+9, asm.Byte), -v4+20, "tcp4")...)...)},
-		{"v6", append(headers(v6, 60), transport(asm.LoadMem(asm.R2, asm.RFP, -v6+6, asm.Byte), -v6+40, "tcp6")...)},
-	} {
-		part.body[0] = part.body[0].WithSymbol(part.name)
-		all = append(all, part.body...)
+	return slices.Concat(byProtocol,
+		from4, options, transport(asm.LoadMem(asm.R2, asm.RFP, -v4+9, asm.Byte), -v4+20, "tcp4"),
+		from6, transport(asm.LoadMem(asm.R2, asm.RFP, -v6+6, asm.Byte), -v6+40, "tcp6"))
+}
+
+// absoluteLoads decides as the floor does, but loads each field alone, by an instruction
+// of its own: a call as well, but one that copies nothing. It counts from the IP header
+// (SKF_NET_OFF of include/uapi/linux/filter.h), and ends the program where nothing is.
+func absoluteLoads() asm.Instructions {
+	const net = -0x100000
+	transport := func(proto, at int32, tcp string) asm.Instructions {
+		return asm.Instructions{
+			asm.LoadAbs(net+proto, asm.Byte),
+			asm.JEq.Imm(asm.R0, unix.IPPROTO_TCP, tcp),
+			asm.JNE.Imm(asm.R0, unix.IPPROTO_UDP, "none"),
+			asm.LoadAbs(net+at+2, asm.Half),
+			asm.JLT.Imm(asm.R0, 1024, "attempt"),
+			asm.Ja.Label("none"),
+			asm.LoadAbs(net+at+13, asm.Byte).WithSymbol(tcp),
+			asm.And.Imm(asm.R0, 0x12),
+			asm.JEq.Imm(asm.R0, 0x02, "attempt"),
+			asm.Ja.Label("none"),
+		}
 	}
-	return all
+	v4 := asm.Instructions{asm.LoadAbs(net, asm.Byte).WithSymbol("v4"), asm.JNE.Imm(asm.R0, 0x45, "none")}
+	v6 := transport(6, 40, "tcp6")
+	v6[0] = v6[0].WithSymbol("v6")
+	return slices.Concat(byProtocol, v4, transport(9, 20, "tcp4"), v6)
+}
+
+// byProtocol is the look at what the kernel knows: it goes on at "v4" or "v6".
+var byProtocol = asm.Instructions{
+	asm.Mov.Reg(asm.R6, asm.R1),
+	asm.LoadMem(asm.R2, asm.R6, skbSegments, asm.Word),
+	asm.JGT.Imm(asm.R2, 1, "none"),
+	asm.LoadMem(asm.R2, asm.R6, skbProtocol, asm.Word),
+	asm.JEq.Imm(asm.R2, int32(onWire(typeIPv4)), "v4"),
+	asm.JEq.Imm(asm.R2, int32(onWire(typeIPv6)), "v6"),
+	asm.Mov.Imm(asm.R0, 0).WithSymbol("none"),
+	asm.Return(),
+	asm.Mov.Imm(asm.R0, 1).WithSymbol("attempt"),
+	asm.Return(),
 }
 
 // onWire is a number of 16 bits as the kernel has it where it is in network byte order.
