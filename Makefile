@@ -223,9 +223,12 @@ fuzz: build ## compare the filter with gopacket on random packets, for FUZZTIME 
 # Those that need nothing but socket filters run on this machine's own kernel: under
 # emulation they would tell nothing.
 NATIVE := ^Benchmark(Packets|Attempts|Full|Traffic)$$
-# Of the others: which, and the kernel of the VM (see build/boot --help).
+# Of the others: which, their own flags, the kernel of the VM and flags of it. In a
+# VM with --counted one turn is enough.
 BENCH ?= .
+BENCH_FLAGS ?=
 VM_KERNEL ?=
+VM_FLAGS ?=
 GO_BENCH := CGO_ENABLED=0 go test -trimpath -run '^$$' -benchtime 1x -count=1 -timeout 60m
 
 .PHONY: bench
@@ -241,10 +244,10 @@ bench-write: build ## the same, and write tables and plots into docs
 	@$(GO_BENCH) -bench '$(NATIVE)' $(if $(SUDO),-exec sudo) ./bench -write $(CURDIR)/docs
 
 .PHONY: bench-hooks
-bench-hooks: build $(BUILD)/boot ## measure what hooks and a whole run cost, here or in a VM (BENCH=REGEX, VM_KERNEL=5.10)
+bench-hooks: build $(BUILD)/boot ## measure what hooks and a whole run cost, here or in a VM (BENCH=REGEX, VM_KERNEL=5.10, VM_FLAGS=--counted)
 	@$(ASK_ROOT) "the benchmarks load eBPF programs"
 	@$(GO_BENCH) -bench '$(BENCH)' -skip '$(NATIVE)' \
-		-exec '$(SUDO) env VM_KERNEL=$(VM_KERNEL) VM_TIMEOUT=60m $(CURDIR)/test/in-vm' ./bench
+		-exec '$(SUDO) env VM_KERNEL=$(VM_KERNEL) VM_TIMEOUT=60m "VM_FLAGS=$(VM_FLAGS)" $(CURDIR)/test/in-vm' ./bench $(BENCH_FLAGS)
 
 .PHONY: bench-check
 bench-check: build ## fail when a packet that is no attempt costs more than its limits

@@ -51,7 +51,7 @@ func trialsFile() string {
 // accelerator chooses what runs a guest: KVM if its kernel was seen to boot with it, or else TCG. Each kernel is tried once
 // in each boot of this machine, until one fails.
 func (t *kvmTrials) accelerator(ctx context.Context, m machine, binary string, c Config) string {
-	if c.Kernel.Arch != runtime.GOARCH || !openable(t.device) {
+	if c.Counted || c.Kernel.Arch != runtime.GOARCH || !openable(t.device) {
 		return tcg
 	}
 	t.Lock()

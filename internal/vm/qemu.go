@@ -94,6 +94,9 @@ func (m machine) computer(c Config, accel, parameters string) []string {
 	if c.MaxCPUs > c.CPUs && accel == tcg {
 		args = append(args, asVMware(cpu)...)
 	}
+	if c.Counted {
+		args = append(args, "-icount", "shift=0,sleep=off")
+	}
 	return args
 }
 

@@ -50,6 +50,9 @@ type Config struct {
 	// MaxCPUs is the number of processors that the guest's kernel takes for possible: CPUs, its default, are there, and the
 	// rest could be plugged in, on amd64 alone.
 	MaxCPUs int
+	// Counted makes the guest's time that of its instructions, 1 ns each, and idle time nothing: what it measures does not
+	// depend on what else this machine does. It is emulated then, at half the speed.
+	Counted bool
 	// Stdout and Stderr receive what the command writes, as it comes; nil discards. They are never written to at
 	// once, so both may be one writer. A Write that blocks stops the guest.
 	Stdout, Stderr io.Writer
