@@ -23,6 +23,8 @@ import (
 type filter struct {
 	name    string
 	program *ebpf.Program
+	// The protocols of which it returns whether a packet is an attempt.
+	decides []byte
 	// It counts from the Ethernet header, as if every device had one.
 	ethernet bool
 	close    func()
@@ -35,9 +37,19 @@ const (
 	floorFilter  = "floor"
 	stableFilter = "floor, from the IP header"
 	loadsFilter  = "absolute loads"
+	tcpdumpers   = "tcpdump's, as eBPF"
 	plainFilter  = "plain"
 	ourFilter    = "this gadget"
 )
+
+// decided are those of them that tell by what they return.
+var decided = map[string][]byte{
+	floorFilter:  {protoTCP, protoUDP},
+	stableFilter: {protoTCP, protoUDP},
+	loadsFilter:  {protoTCP, protoUDP},
+	tcpdumpers:   {protoTCP, protoUDP},
+	plainFilter:  {protoTCP},
+}
 
 // maker makes a filter.
 type maker struct {
@@ -71,7 +83,7 @@ func makers() []maker {
 		{stableFilter, func() (filter, error) { return fromInstructions(floor(asm.FnSkbLoadBytesRelative)...) }},
 		{loadsFilter, func() (filter, error) { return fromInstructions(absoluteLoads()...) }},
 		guarded[3],
-		{"tcpdump's, as eBPF", func() (filter, error) {
+		{tcpdumpers, func() (filter, error) {
 			classic, err := tcpdump(attemptsFilter)
 			if err != nil {
 				return filter{}, err
@@ -104,7 +116,7 @@ func load(makers []maker) (filters []filter, closeAll func(), err error) {
 			closeAll()
 			return nil, nil, fmt.Errorf("%s: %w", m.name, err)
 		}
-		f.name = m.name
+		f.name, f.decides = m.name, decided[m.name]
 		filters = append(filters, f)
 	}
 	return filters, closeAll, nil

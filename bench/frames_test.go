@@ -31,6 +31,19 @@ type kind struct {
 	name     string
 	frame    []byte
 	segments uint32 // of a super-packet: how many the wire has of it
+	attempt  bool
+}
+
+// proto is the number behind the IP header; of other packets none.
+func (k kind) proto() byte {
+	switch packet := k.frame[ethernetLen:]; packet[0] >> 4 {
+	case 4:
+		return packet[9]
+	case 6:
+		return packet[6]
+	default:
+		return 0
+	}
 }
 
 // kinds are what is measured: a host's usual packets first.
@@ -64,10 +77,10 @@ func kinds() []kind {
 // attempts are what the gadget reports.
 func attempts() []kind {
 	return []kind{
-		{name: "SYN, IPv4", frame: ipv4(protoTCP, tcp(flagSYN, 0))},
-		{name: "SYN, IPv6", frame: ipv6(protoTCP, tcp(flagSYN, 0))},
-		{name: "UDP to port 53, IPv4", frame: ipv4(protoUDP, udp(dnsPort, 40))},
-		{name: "UDP to port 53, IPv6", frame: ipv6(protoUDP, udp(dnsPort, 40))},
+		{name: "SYN, IPv4", frame: ipv4(protoTCP, tcp(flagSYN, 0)), attempt: true},
+		{name: "SYN, IPv6", frame: ipv6(protoTCP, tcp(flagSYN, 0)), attempt: true},
+		{name: "UDP to port 53, IPv4", frame: ipv4(protoUDP, udp(dnsPort, 40)), attempt: true},
+		{name: "UDP to port 53, IPv6", frame: ipv6(protoUDP, udp(dnsPort, 40)), attempt: true},
 	}
 }
 

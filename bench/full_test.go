@@ -29,10 +29,12 @@ func BenchmarkFull(b *testing.B) {
 		if err != nil {
 			b.Fatal(err)
 		}
-		fmt.Printf("%d entries in %d maps\n", entries, maps)
+		rows := [][]string{{"ns a packet", "nothing known", fmt.Sprintf("%d entries in %d maps", entries, maps), "of nothing known"}}
 		for i, k := range m.kinds {
-			fmt.Printf("%-34s  nothing known %6.1f ns  all that fits known %6.1f ns, %.2f of it\n",
-				k.name, m.net(i, 1), m.net(i, 2), m.ratio(i, 2, 1))
+			rows = append(rows, []string{k.name, fmt.Sprintf("%.1f", m.net(i, 1)), fmt.Sprintf("%.1f", m.net(i, 2)), fmt.Sprintf("%.2f", m.ratio(i, 2, 1))})
+		}
+		if err := tell("full", rows); err != nil {
+			b.Fatal(err)
 		}
 	}
 }

@@ -59,13 +59,13 @@ func BenchmarkImages(b *testing.B) {
 				}
 			}
 			for i, host := range hosts {
-				tell(host.name, middle(costs[0]), middle(costs[i]), port)
+				tellHost(host.name, middle(costs[0]), middle(costs[i]), port)
 			}
 		}
 	}
 }
 
-func tell(name string, bare, on cost, port string) {
+func tellHost(name string, bare, on cost, port string) {
 	fmt.Printf("--port %s  %-23s  connection %8d ns, %.2f of bare  datagram %6d ns, %.2f of bare  ready %5.1f s  maps %6d KiB\n",
 		port, name, on.connection.Nanoseconds(), float64(on.connection)/float64(bare.connection),
 		on.datagram.Nanoseconds(), float64(on.datagram)/float64(bare.datagram), on.ready.Seconds(), on.memory>>10)

@@ -8,13 +8,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"os/exec"
 	"runtime"
 	"strconv"
 	"strings"
 	"testing"
-	"text/tabwriter"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -82,11 +80,7 @@ func BenchmarkTraffic(b *testing.B) {
 			}
 			rows = append(rows, more...)
 		}
-		w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
-		for _, row := range rows {
-			fmt.Fprintln(w, strings.Join(row, "\t"))
-		}
-		if err := errors.Join(w.Flush(), writeSection("traffic", rows)); err != nil {
+		if err := tell("traffic", rows); err != nil {
 			b.Fatal(err)
 		}
 	}

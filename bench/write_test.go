@@ -3,6 +3,7 @@
 package bench
 
 import (
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -10,6 +11,7 @@ import (
 	"regexp"
 	"runtime"
 	"strings"
+	"text/tabwriter"
 
 	"golang.org/x/sys/unix"
 	"gonum.org/v1/plot"
@@ -20,6 +22,15 @@ import (
 
 // docs is where tables and plots are written to.
 var docs = flag.String("write", "", "folder of performance.md, for its tables and plots; none: they are printed alone")
+
+// tell prints a table, and writes it where that is asked for. Its first row is its head.
+func tell(section string, rows [][]string) error {
+	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
+	for _, row := range rows {
+		fmt.Fprintln(w, strings.Join(row, "\t"))
+	}
+	return errors.Join(w.Flush(), writeSection(section, rows))
+}
 
 // writeSection puts a table between its marks in performance.md, with the machine that
 // it was measured on.
@@ -89,6 +100,7 @@ func writeBars(name, title, unit string, groups, series []string, values [][]flo
 	p.Y.Min = 0
 	p.Legend.Top, p.Legend.Left = true, true
 	p.NominalX(groups...)
+	p.X.Min, p.X.Max = -0.6, float64(len(groups))-0.4 // whole groups at both ends
 	const width = vg.Length(14)
 	for i, s := range series {
 		bars, err := plotter.NewBarChart(plotter.Values(values[i]), width)
