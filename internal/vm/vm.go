@@ -51,7 +51,8 @@ type Config struct {
 	// rest could be plugged in, on amd64 alone.
 	MaxCPUs int
 	// Counted makes the guest's time that of its instructions, 1 ns each, and idle time nothing: what it measures does not
-	// depend on what else this machine does. It is emulated then, at half the speed.
+	// depend on what else this machine does. It is emulated then, at half the speed. Linux 5.10 does not start a second
+	// processor so.
 	Counted bool
 	// Stdout and Stderr receive what the command writes, as it comes; nil discards. They are never written to at
 	// once, so both may be one writer. A Write that blocks stops the guest.

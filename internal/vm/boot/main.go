@@ -74,7 +74,7 @@ made, panicked or did not end in time.`,
 	f.IntVar(&o.config.MemoryMiB, "memory", 2048, "the machine's memory in MiB")
 	f.IntVar(&o.config.CPUs, "cpus", 2, "the machine's processors")
 	f.IntVar(&o.config.MaxCPUs, "max-cpus", 0, "processors that the machine's kernel takes for possible (default: those of --cpus)")
-	f.BoolVar(&o.config.Counted, "counted", false, "let the machine's time be that of its instructions, 1 ns each: emulated, and slow")
+	f.BoolVar(&o.config.Counted, "counted", false, "let the machine's time be that of its instructions, 1 ns each: emulated, and slow; 5.10 needs --cpus 1 with it")
 	f.StringVar(&o.config.Console, "console", "", "file to keep the kernel's console log in")
 	return cmd
 }
