@@ -50,7 +50,7 @@ type Config struct {
 	// MaxCPUs is the number of processors that the guest's kernel takes for possible: CPUs, its default, are there, and the
 	// rest could be plugged in, on amd64 alone.
 	MaxCPUs int
-	// Counted makes the guest's time that of its instructions, 1 ns each, and idle time nothing: what it measures does not
+	// Counted makes the guest's time that of its instructions, 1 ns each, and idle time passes at once: what it measures does not
 	// depend on what else this machine does. It is emulated then, at half the speed. Linux 5.10 does not start a second
 	// processor so.
 	Counted bool
