@@ -206,19 +206,17 @@ static __always_inline bool withhold(const struct delivery *d,
 
 /* Sends an event that has waited. It has no paths: they are long. */
 static __always_inline void send_late(void *ctx, struct delivery *d,
-				      struct limit *limit)
+				      struct limit *limit, __u32 runs_in)
 {
-	if (paths) {
-		__builtin_memset(d->event.cwd, 0, PATH_LEN);
-		__builtin_memset(d->event.exepath, 0, PATH_LEN);
-	}
+	if (paths)
+		clear_paths(runs_in);
 	if (!send(ctx, d, limit))
 		count_lost(&d->event);
 }
 
 /* False: there is none, or no room yet. */
 static __always_inline bool send_unsent(void *ctx, struct workspace *space,
-					__u64 leave)
+					__u32 runs_in, __u64 leave)
 {
 	struct delivery *d = &space->delivery;
 	struct queued *q = get_queued();
@@ -232,7 +230,7 @@ static __always_inline bool send_unsent(void *ctx, struct workspace *space,
 	limit = bpf_map_lookup_elem(&limits, &d->owner);
 	if (limit)
 		__sync_fetch_and_add(&limit->unsent, -1);
-	send_late(ctx, d, limit);
+	send_late(ctx, d, limit, runs_in);
 	return true;
 }
 
@@ -254,7 +252,7 @@ static __always_inline bool send_announced(void *ctx, struct workspace *space)
 	limit = bpf_map_lookup_elem(&limits, &d->owner);
 	if (limit) /* first: what is withheld from now on is announced again */
 		limit->announced = 0;
-	send_late(ctx, d, limit);
+	send_late(ctx, d, limit, IN_HOOK);
 	return true;
 }
 
@@ -271,7 +269,7 @@ static __always_inline void send_by_clock(void *ctx)
 	if (!space)
 		return;
 	for (int i = 0; i < SENT_BY_CLOCK; i++)
-		if (!send_unsent(ctx, space, CLOCK_LEAVES))
+		if (!send_unsent(ctx, space, IN_HOOK, CLOCK_LEAVES))
 			break;
 	for (int i = 0; i < SENT_BY_CLOCK; i++)
 		if (!send_announced(ctx, space))
@@ -283,7 +281,7 @@ __noinline int send_unsent_from_packet(struct __sk_buff *skb)
 {
 	struct workspace *space = get_workspace(IN_PACKET);
 
-	return space && send_unsent(skb, space, 0);
+	return space && send_unsent(skb, space, IN_PACKET, 0);
 }
 
 /* Sends an attempt's event, if its owner may and this CPU can. */
@@ -308,7 +306,7 @@ static __always_inline bool deliver_event(void *ctx, struct workspace *space,
 		count_withheld(limit);
 		return false;
 	}
-	build_event(&d->event, &space->report, has_waited);
+	build_event(space->report.runs_in, has_waited);
 	if (over) {
 		if (!withhold(d, limit))
 			begin_life(space);
@@ -347,7 +345,7 @@ static __noinline bool deliver_outcome(void *ctx, struct workspace *space)
 	enum ring ring = look_at_ring(event_size());
 	struct limit *limit;
 
-	build_event(&d->event, &space->report, false);
+	build_event(space->report.runs_in, false);
 	if (ring == RING_HAS_ROOM) {
 		if (!send(ctx, d, NULL))
 			count_lost(&d->event);

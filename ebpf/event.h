@@ -165,18 +165,17 @@ static __always_inline void set_endpoints(struct event *event,
 		       a->dport, a);
 }
 
-/* Those of who serves the socket now, or of who has opened it. */
+/* Those of who serves the socket now, or of who has opened it, if they are known. */
 static __always_inline void set_paths(struct event *event,
-				      const struct report *report)
+				      const struct report *report,
+				      __u32 runs_in)
 {
 	const struct found *found = &report->found;
 	struct socket_paths *booked;
 	__u64 sk = found->sk;
 
-	__builtin_memset(event->cwd, 0, PATH_LEN);
-	__builtin_memset(event->exepath, 0, PATH_LEN);
 	if (found->task) {
-		read_paths((void *)found->task, report->runs_in, event->cwd,
+		read_paths((void *)found->task, runs_in, event->cwd,
 			   event->exepath);
 		return;
 	}
@@ -187,25 +186,43 @@ static __always_inline void set_paths(struct event *event,
 	__builtin_memcpy(event->exepath, booked->exepath, PATH_LEN);
 }
 
-/*
- * All zero, but for paths: no field is left of another event. What has waited has no
- * paths: they are long.
- */
-static __always_inline void build_event(struct event *event,
-					const struct report *report,
-					bool has_waited)
+/* Of a workspace's event. Not static: verified once, and not for each call in a loop. */
+__noinline int clear_paths(__u32 runs_in)
 {
+	struct workspace *space = get_workspace(runs_in);
+
+	if (!space)
+		return false;
+	__builtin_memset(space->delivery.event.cwd, 0, PATH_LEN);
+	__builtin_memset(space->delivery.event.exepath, 0, PATH_LEN);
+	return true;
+}
+
+/*
+ * Makes the event of a workspace's report. All zero, but for paths: no field is left
+ * of another event. What has waited has no paths: they are long. Not static: verified
+ * once, and not for all that can come before.
+ */
+__noinline int build_event(__u32 runs_in, __u32 has_waited)
+{
+	struct workspace *space = get_workspace(runs_in);
+	struct report *report;
+	struct event *event;
+
+	if (!space)
+		return false;
+	report = &space->report;
+	event = &space->delivery.event;
 	__builtin_memset(event, 0, EVENT_LEN);
 	set_meta(event, report);
 	set_endpoints(event, &report->attempt);
 	set_process(event, report);
 	set_outcome(event, report);
-	if (paths && has_waited) {
-		__builtin_memset(event->cwd, 0, PATH_LEN);
-		__builtin_memset(event->exepath, 0, PATH_LEN);
-	} else if (paths) {
-		set_paths(event, report);
-	}
+	if (paths)
+		clear_paths(runs_in);
+	if (paths && !has_waited)
+		set_paths(event, report, runs_in);
+	return true;
 }
 
 #endif
