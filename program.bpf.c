@@ -171,7 +171,7 @@ int BPF_KPROBE(network_tcp_v4, struct sock *sk, void *address, int len)
 SEC("kretprobe/tcp_v4_connect")
 int BPF_KRETPROBE(network_tcp_v4_return, int result)
 {
-	leave_connect(ctx, result, false);
+	leave_connect(ctx, result, REASON_NONE);
 	return 0;
 }
 
@@ -185,7 +185,7 @@ int BPF_KPROBE(network_tcp_v6, struct sock *sk, void *address, int len)
 SEC("kretprobe/tcp_v6_connect")
 int BPF_KRETPROBE(network_tcp_v6_return, int result)
 {
-	leave_connect(ctx, result, false);
+	leave_connect(ctx, result, REASON_NONE);
 	return 0;
 }
 
@@ -200,7 +200,7 @@ int BPF_KPROBE(network_pre_v4, struct sock *sk, void *address, int len)
 SEC("kretprobe/tcp_v4_pre_connect")
 int BPF_KRETPROBE(network_pre_v4_return, int result)
 {
-	leave_connect(ctx, result, true);
+	leave_connect(ctx, result, REASON_CONNECT);
 	return 0;
 }
 
@@ -214,7 +214,30 @@ int BPF_KPROBE(network_pre_v6, struct sock *sk, void *address, int len)
 SEC("kretprobe/tcp_v6_pre_connect")
 int BPF_KRETPROBE(network_pre_v6_return, int result)
 {
-	leave_connect(ctx, result, true);
+	leave_connect(ctx, result, REASON_CONNECT);
+	return 0;
+}
+
+/*
+ * One that a security module forbids; by netgadget alone, and where outcomes are asked
+ * for: it is a hook for each connect() of any family. IG does not attach what has this
+ * name.
+ */
+SEC("kprobe/gadget_program_disabled")
+int BPF_KPROBE(network_security, struct socket *socket, void *address, int len)
+{
+	struct sock *sk = BPF_CORE_READ(socket, sk);
+
+	if (wants_outcome() && is_socket_of(sk, IPPROTO_TCP))
+		enter_connect(sk, address, len);
+	return 0;
+}
+
+SEC("kretprobe/gadget_program_disabled")
+int BPF_KRETPROBE(network_security_return, int result)
+{
+	if (wants_outcome())
+		leave_connect(ctx, result, REASON_SECURITY);
 	return 0;
 }
 
@@ -282,7 +305,7 @@ int BPF_KPROBE(network_icmpv6, struct sk_buff *skb, void *opt, u8 type, u8 code)
 	return 0;
 }
 
-/* By netgadget alone, see note_drop(): IG does not attach what has this name. */
+/* By netgadget alone, as network_security(): see note_drop(). */
 SEC("raw_tracepoint/gadget_program_disabled")
 int network_drop(struct bpf_raw_tracepoint_args *ctx)
 {

@@ -73,6 +73,7 @@ static const char causes[CAUSES][CAUSE_LEN] = {
 static const char reasons[REASONS][REASON_LEN] = {
 	[REASON_OUTPUT] = "output-hook",
 	[REASON_CONNECT] = "connect-hook",
+	[REASON_SECURITY] = "security-module",
 	[REASON_NO_ROUTE] = "none-matches",
 	[REASON_UNREACHABLE_ROUTE] = "unreachable",
 	[REASON_PROHIBIT_ROUTE] = "prohibit",

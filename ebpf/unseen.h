@@ -189,7 +189,7 @@ static __always_inline void set_own_end(struct tuple *ends, struct sock *sk)
 
 /* A connect() that has failed before there was a packet. */
 static __always_inline void fail_connect(void *ctx, const struct tuple *ends,
-					 __u32 error, bool is_hook)
+					 __u32 error, enum reason asked)
 {
 	struct life_key key = { .ends = *ends, .egress = true };
 	struct workspace *space = get_workspace(IN_HOOK);
@@ -202,9 +202,9 @@ static __always_inline void fail_connect(void *ctx, const struct tuple *ends,
 	o = &space->report.outcome;
 	o->latency = space->report.now - life->begun;
 	o->error = error;
-	if (is_hook || error == EPERM) {
+	if (asked != REASON_NONE || error == EPERM) {
 		o->cause = CAUSE_DENIED;
-		o->reason = REASON_CONNECT;
+		o->reason = asked != REASON_NONE ? asked : REASON_CONNECT;
 	} else if (error == ENETUNREACH) {
 		o->cause = CAUSE_NO_ROUTE;
 		o->reason = REASON_NO_ROUTE;
@@ -224,10 +224,11 @@ static __always_inline void fail_connect(void *ctx, const struct tuple *ends,
 }
 
 /*
- * A connect that has failed before there was a packet; by a program that the kernel
- * asks first, or by the kernel.
+ * A connect that has failed before there was a packet; by whom the kernel asks first,
+ * or by the kernel.
  */
-static __always_inline void leave_connect(void *ctx, int result, bool is_hook)
+static __always_inline void leave_connect(void *ctx, int result,
+					  enum reason asked_first)
 {
 	__u64 thread = bpf_get_current_pid_tgid();
 	struct asked *call = bpf_map_lookup_elem(&asked, &thread);
@@ -247,7 +248,7 @@ static __always_inline void leave_connect(void *ctx, int result, bool is_hook)
 	set_own_end(&ends, sk);
 	book_paths(owner->sk, owner->since);
 	report_unseen(ctx, sk, &ends, owner, IN_HOOK);
-	fail_connect(ctx, &ends, -result, is_hook);
+	fail_connect(ctx, &ends, -result, asked_first);
 }
 
 #endif

@@ -313,7 +313,7 @@ func (r *run) init(gadgetCtx operators.GadgetContext) error {
 	if err != nil {
 		return err
 	}
-	if err := r.options.prepareDropReasons(gadgetCtx); err != nil {
+	if err := r.options.prepareHooks(gadgetCtx); err != nil {
 		return err
 	}
 	r.options.setTable(ds)

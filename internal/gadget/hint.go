@@ -44,8 +44,11 @@ func hint(e Event) (kind, line string) {
 	case "no-port":
 		return kind, "no port of this host's own is free: net.ipv4.ip_local_port_range, or too many connections to one endpoint"
 	case "denied":
-		if e.Reason == "connect-hook" {
-			return kind, "a program of its cgroup, or a security module of this host, forbids the connect()"
+		switch e.Reason {
+		case "connect-hook":
+			return kind, "a program of its cgroup forbids the connect()"
+		case "security-module":
+			return kind, "a security module of this host (SELinux, AppArmor, Landlock) forbids the connect(): see the kernel's log"
 		}
 		return kind, "the firewall of this host drops it on its way out (OUTPUT), or a program of its cgroup does"
 	case "gave-up":

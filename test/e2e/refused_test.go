@@ -352,7 +352,7 @@ func (l line) refusedHere() []riddle {
 			return who
 		}
 	}
-	return []riddle{
+	all := []riddle{
 		{name: "an unreachable route", dst: ofPath(unreachable, 7), set: by(routed(unreachable, unix.RTN_UNREACHABLE)), how: always("no-route", "unreachable")},
 		{name: "a prohibiting route", dst: ofPath(prohibited, 7), set: by(routed(prohibited, unix.RTN_PROHIBIT)), how: always("no-route", "prohibit")},
 		{name: "a route's black hole", dst: ofPath(blackholed, 7), set: by(routed(blackholed, unix.RTN_BLACKHOLE)), how: always("no-route", "blackhole")},
@@ -363,6 +363,27 @@ func (l line) refusedHere() []riddle {
 		{name: "a cgroup's connect hook", dst: l.serverAddr, set: by(caged(denyConnect)), how: always("denied", "connect-hook")},
 		{name: "a cgroup's output hook", dst: l.serverAddr, set: by(caged(dropSent)), how: always("denied", "output-hook")},
 	}
+	if canConfine() {
+		all = append(all, riddle{name: "a security module", dst: l.serverAddr, set: by(confined), how: always("denied", "security-module")})
+	}
+	return all
+}
+
+// canConfine is whether the kernel has a security module that a process can ask to
+// forbid it connections: Landlock since Linux 6.7.
+func canConfine() bool {
+	const sinceConnections = 4 // of its interface
+	version, _, errno := unix.Syscall(unix.SYS_LANDLOCK_CREATE_RULESET, 0, 0, unix.LANDLOCK_CREATE_RULESET_VERSION)
+	return errno == 0 && version >= sinceConnections
+}
+
+// confined has an agent to which Landlock forbids connections.
+func confined(s *stage) (*agent, func()) {
+	a := s.start(s.pair.ends[0], agentOptions{name: "confined"})
+	if _, err := a.ask(attempt.Request{Steps: []attempt.Step{{Do: attempt.Confine}}}); err != nil {
+		s.t.Fatal(err)
+	}
+	return a, func() {}
 }
 
 // posed is a riddle, who is to solve it, and of which port.

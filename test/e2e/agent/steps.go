@@ -89,6 +89,8 @@ func (k *keeper) step(step attempt.Step, report *attempt.Report) (err error) {
 	case attempt.Rename:
 	case attempt.Chdir:
 		err = os.Chdir(step.Dir)
+	case attempt.Confine:
+		err = confine()
 	case attempt.Serve:
 		err = k.serveTalks(step)
 	case attempt.Served:

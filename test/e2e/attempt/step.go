@@ -27,6 +27,7 @@ const (
 	Chdir  Action = "chdir"  // goes to the folder Dir
 	Daemon Action = "daemon" // starts a program that listens on Src and hands its socket on, Count times; the socket's end is the program's
 	Drain  Action = "drain"  // accepts what waits at the socket of the name; its report has who came in its Steps
+	Confine Action = "confine" // has a security module forbid this thread connections of TCP (Landlock, Linux 6.7)
 	Child  Action = "child"  // has a child process carry out Steps; it has ended when the step is over
 
 	Serve      Action = "serve"      // listens, and has Talk with Count connections that it accepts

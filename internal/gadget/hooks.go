@@ -5,24 +5,47 @@ package gadget
 import (
 	"errors"
 	"fmt"
+	"maps"
 
 	"github.com/cilium/ebpf/btf"
 	"github.com/inspektor-gadget/inspektor-gadget/pkg/datasource"
 	"github.com/inspektor-gadget/inspektor-gadget/pkg/operators"
 )
 
-// What the gadget's program for dropped packets is attached to: see network_drop()
-// in program.bpf.c.
-const (
-	dropProgram    = "programs.network_drop.attach_to"
-	dropTracepoint = "kfree_skb"
+// The gadget's programs that the image says not to attach, and what netgadget has them
+// attached to: see network_drop() and network_security() in program.bpf.c.
+var (
+	ofDrops = map[string]string{"network_drop": "kfree_skb"}
+	ofCalls = map[string]string{
+		"network_security": "security_socket_connect", "network_security_return": "security_socket_connect",
+	}
 )
 
-// prepareDropReasons has IG attach the program that the image says not to attach.
-func (o Options) prepareDropReasons(gadgetCtx operators.GadgetContext) error {
-	if !o.DropReasons {
+// prepareHooks has IG attach the programs that the image says not to attach, where
+// what they tell is asked for.
+func (o Options) prepareHooks(gadgetCtx operators.GadgetContext) error {
+	if !o.asksForOutcomes() {
 		return nil
 	}
+	programs := maps.Clone(ofCalls)
+	if o.DropReasons {
+		if err := haveDropReasons(); err != nil {
+			return err
+		}
+		maps.Copy(programs, ofDrops)
+	}
+	config, _ := gadgetCtx.GetVar("config")
+	settings, ok := config.(interface{ Set(key string, value any) })
+	if !ok {
+		return errors.New("Inspektor Gadget keeps no settings of its programs: it is another version")
+	}
+	for program, hook := range programs {
+		settings.Set("programs."+program+".attach_to", hook)
+	}
+	return nil
+}
+
+func haveDropReasons() error {
 	kernel, err := btf.LoadKernelSpec()
 	if err != nil {
 		return fmt.Errorf("reading the kernel's types: %w", err)
@@ -31,12 +54,6 @@ func (o Options) prepareDropReasons(gadgetCtx operators.GadgetContext) error {
 	if err := kernel.TypeByName("skb_drop_reason", &reasons); err != nil {
 		return errors.New("--drop-reasons: this kernel has no reasons for a drop; Linux 5.17 and later have")
 	}
-	config, _ := gadgetCtx.GetVar("config")
-	settings, ok := config.(interface{ Set(key string, value any) })
-	if !ok {
-		return errors.New("--drop-reasons: Inspektor Gadget keeps no settings of its programs")
-	}
-	settings.Set(dropProgram, dropTracepoint)
 	return nil
 }
 
