@@ -276,6 +276,19 @@ int network_set_state_nested(struct bpf_raw_tracepoint_args *ctx)
 	return 0;
 }
 
+/*
+ * And again: a task can be preempted on its way into a program, or out of it, which is
+ * skipped on that CPU until the task comes back; see hold_cpu().
+ */
+SEC("raw_tracepoint/inet_sock_set_state")
+int network_set_state_preempted(struct bpf_raw_tracepoint_args *ctx)
+{
+	if (is_preemptible() && wants_outcome() &&
+	    is_turn(ctx->args[1], ctx->args[2]))
+		change_state_nested(ctx);
+	return 0;
+}
+
 /* What ends a connection, and why: all of it is rare. */
 SEC("raw_tracepoint/tcp_receive_reset")
 int network_reset(struct bpf_raw_tracepoint_args *ctx)
