@@ -37,7 +37,7 @@ func (o Options) prepareHooks(gadgetCtx operators.GadgetContext) error {
 	config, _ := gadgetCtx.GetVar("config")
 	settings, ok := config.(interface{ Set(key string, value any) })
 	if !ok {
-		return errors.New("Inspektor Gadget keeps no settings of its programs: it is another version")
+		return errors.New("no settings of programs: it is another version of Inspektor Gadget")
 	}
 	for program, hook := range programs {
 		settings.Set("programs."+program+".attach_to", hook)

@@ -64,7 +64,7 @@ func (n translation) talks(s *stage, name string) {
 func (s *stage) talkOver(name string, server *agent, servedPort func(int) int, know func(i, family, port int, a *act)) {
 	s.t.Helper()
 	for i := range max(3, s.attempts/callers) {
-		family, dualStack := mixed(i)
+		family, dualStack := mixedFamily(i)
 		port, t := newPort(attempt.TCP), talkOf(i, attempt.Step{})
 		h := s.serve(server, attempt.Step{Src: at(anyHost(family), servedPort(port)), Talk: &t, Count: callers})
 		var acts []act

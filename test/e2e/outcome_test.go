@@ -212,8 +212,8 @@ func familyFor(how attempt.Step, family int) int {
 	return family
 }
 
-// mixed has each third group of calls of IPv4 made from sockets of IPv6.
-func mixed(i int) (family int, dualStack bool) { return []int{4, 6, 4}[i%3], i%3 == 2 }
+// mixedFamily has each third group of calls of IPv4 made from sockets of IPv6.
+func mixedFamily(i int) (family int, dualStack bool) { return []int{4, 6, 4}[i%3], i%3 == 2 }
 
 // talkSizes are of the turns, in bytes.
 var talkSizes = []int{0, 1, 1000, 100_000}
@@ -457,7 +457,7 @@ const (
 func passedTalks(how int) func(*stage, string) {
 	return func(s *stage, name string) {
 		for i := range max(3, s.attempts/2/callers) {
-			family, dualStack := mixed(i)
+			family, dualStack := mixedFamily(i)
 			port, t := newPort(attempt.TCP), talkOf(i, attempt.Step{})
 			server := s.serve(s.servers[0], attempt.Step{Src: at(anyHost(family), port), Talk: &t, Count: callers})
 			var acts []act
@@ -510,7 +510,7 @@ func (s *stage) talkForThem(acts []act, t attempt.Talk, how int) []attempt.Repor
 // its connection back, and call once more.
 func callingAgain(s *stage, name string) {
 	for i := range max(3, s.attempts/3/callers) {
-		family, dualStack := mixed(i)
+		family, dualStack := mixedFamily(i)
 		port, t := newPort(attempt.TCP), attempt.Talk{Turns: []int{10, 20}, Reset: true}
 		server := s.serve(s.away[0], attempt.Step{Src: at(anyHost(family), port), Talk: &t, Count: 2 * callers})
 		var acts, last []act
@@ -540,7 +540,7 @@ func withOneself(s *stage, name string) {
 	var acts []act
 	for i := range max(3*callers, s.attempts/2) {
 		t := talkOf(i, attempt.Step{})
-		family, dualStack := mixed(i / callers)
+		family, dualStack := mixedFamily(i / callers)
 		own := at(host(family, i%hosts), newPort(attempt.TCP))
 		by := s.callers[i%callers]
 		acts = append(acts, act{by: by, to: s.is(by), became: withItself, step: attempt.Step{
@@ -560,7 +560,7 @@ func withItself(r attempt.Report) (sent, received []fate) {
 func simultaneous(s *stage, name string) {
 	empty := []fate{begun, over(0, 0)}
 	for i := range max(3, s.attempts/10) {
-		family, dualStack := mixed(i)
+		family, dualStack := mixedFamily(i)
 		one := handle{by: s.callers[i%callers], name: "one"}
 		other := handle{by: s.away[i%aways], name: "other"}
 		ends := [2]netip.AddrPort{at(overVeth.address(family, 1), newPort(attempt.TCP)), at(overVeth.address(family, 2), newPort(attempt.TCP))}
@@ -625,7 +625,7 @@ func noPort(s *stage, name string) {
 	left.sysctl(s.t, "ipv4/ip_local_port_range", "40000 40000")
 	defer left.sysctl(s.t, "ipv4/ip_local_port_range", "32768 60999")
 	for i := range max(3, s.attempts/20) {
-		family, dualStack := mixed(i)
+		family, dualStack := mixedFamily(i)
 		port := newPort(attempt.TCP)
 		listener := s.open(s.away[0], attempt.Step{Protocol: attempt.TCP, Src: at(anyHost(family), port)})
 		step := attempt.Step{Do: attempt.Call, Protocol: attempt.TCP, Dst: at(overVeth.address(family, 2), port), Unsure: true, DualStack: dualStack}

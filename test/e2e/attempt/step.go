@@ -9,26 +9,26 @@ type Action string
 
 // What an agent does step by step. Sockets that are kept have names.
 const (
-	Open   Action = "open"   // opens a socket, and binds it to Src if that is valid
-	Listen Action = "listen" // the same for TCP, and listens; nothing is accepted
-	Accept Action = "accept" // the same, and closes each connection when its caller has
-	Call   Action = "call"   // connects to Dst, or sends a datagram there, from the socket of the name or a new one
-	Flows  Action = "flows"  // sends Count UDP datagrams to Dst from each of Sockets sockets, in turns, and gets an answer to each
-	Flood  Action = "flood"  // sends Count UDP datagrams to Dst from one socket as fast as it can, or as many SYN segments with forged sources: addresses from Src's on
-	Storm  Action = "storm"  // has Count child processes, one after the other, send a UDP datagram to Dst each, IPv4's
-	Await  Action = "await"  // waits until the connection of the socket of the name is there, and counts the SYN segments
-	Raw    Action = "raw"    // sends what a call from Src to Dst would, a SYN segment or a datagram, from a raw socket
-	Packet Action = "packet" // the same from a packet socket, by Device
-	Close  Action = "close"  // closes the socket of the name
-	Inbox  Action = "inbox"  // gets ready for what other agents give
-	Give   Action = "give"   // gives the socket of the name to the agent with the process ID To, and closes it
-	Take   Action = "take"   // takes one that was given, under the name
-	Rename Action = "rename" // does no more than Comm says
-	Chdir  Action = "chdir"  // goes to the folder Dir
-	Daemon Action = "daemon" // starts a program that listens on Src and hands its socket on, Count times; the socket's end is the program's
-	Drain  Action = "drain"  // accepts what waits at the socket of the name; its report has who came in its Steps
+	Open    Action = "open"    // opens a socket, and binds it to Src if that is valid
+	Listen  Action = "listen"  // the same for TCP, and listens; nothing is accepted
+	Accept  Action = "accept"  // the same, and closes each connection when its caller has
+	Call    Action = "call"    // connects to Dst, or sends a datagram there, from the socket of the name or a new one
+	Flows   Action = "flows"   // sends Count UDP datagrams to Dst from each of Sockets sockets, in turns, and gets an answer to each
+	Flood   Action = "flood"   // sends Count UDP datagrams to Dst from one socket as fast as it can, or as many SYN segments with forged sources: addresses from Src's on
+	Storm   Action = "storm"   // has Count child processes, one after the other, send a UDP datagram to Dst each, IPv4's
+	Await   Action = "await"   // waits until the connection of the socket of the name is there, and counts the SYN segments
+	Raw     Action = "raw"     // sends what a call from Src to Dst would, a SYN segment or a datagram, from a raw socket
+	Packet  Action = "packet"  // the same from a packet socket, by Device
+	Close   Action = "close"   // closes the socket of the name
+	Inbox   Action = "inbox"   // gets ready for what other agents give
+	Give    Action = "give"    // gives the socket of the name to the agent with the process ID To, and closes it
+	Take    Action = "take"    // takes one that was given, under the name
+	Rename  Action = "rename"  // does no more than Comm says
+	Chdir   Action = "chdir"   // goes to the folder Dir
+	Daemon  Action = "daemon"  // starts a program that listens on Src and hands its socket on, Count times; the socket's end is the program's
+	Drain   Action = "drain"   // accepts what waits at the socket of the name; its report has who came in its Steps
 	Confine Action = "confine" // has a security module forbid this thread connections of TCP (Landlock, Linux 6.7)
-	Child  Action = "child"  // has a child process carry out Steps; it has ended when the step is over
+	Child   Action = "child"   // has a child process carry out Steps; it has ended when the step is over
 
 	Serve      Action = "serve"      // listens, and has Talk with Count connections that it accepts
 	Served     Action = "served"     // waits until those are over; its report has one of each in its Steps
