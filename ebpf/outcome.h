@@ -179,13 +179,40 @@ static __always_inline void set_failure(struct report *report,
 		o->error = error ?: ECONNABORTED;
 }
 
-/* A FIN that was received counts as a byte in the kernel: see tcp_queue_rcv(). */
+/*
+ * The connection of MPTCP that a socket of TCP has begun, or NULL; it counts bytes since
+ * Linux 6.5.
+ */
+static __always_inline struct mptcp_sock *mptcp_of(struct sock *sk)
+{
+	struct mptcp_subflow_context *flow;
+	struct mptcp_sock *msk = NULL;
+
+	if (!bpf_core_field_exists(msk->bytes_sent) ||
+	    !BPF_CORE_READ((struct tcp_sock *)sk, is_mptcp))
+		return NULL;
+	flow = BPF_CORE_READ((struct inet_connection_sock *)sk, icsk_ulp_data);
+	if (BPF_CORE_READ_BITFIELD_PROBED(flow, mp_join))
+		return NULL;
+	return (void *)BPF_CORE_READ(flow, conn);
+}
+
+/*
+ * A FIN that was received counts as a byte in the kernel: see tcp_queue_rcv(). MPTCP
+ * sends data again by itself, which for its sockets of TCP is other data.
+ */
 static __always_inline void set_bytes(struct outcome *o, struct sock *sk)
 {
+	struct mptcp_sock *msk = mptcp_of(sk);
 	struct tcp_sock *tp = (void *)sk;
 	__u64 done = BPF_CORE_READ(sk, __sk_common.skc_flags) >>
 		     bpf_core_enum_value(enum sock_flags, SOCK_DONE);
 
+	if (msk) {
+		o->tx = BPF_CORE_READ(msk, bytes_sent);
+		o->rx = BPF_CORE_READ(msk, bytes_received);
+		return;
+	}
 	o->tx = BPF_CORE_READ(tp, bytes_sent) -
 		BPF_CORE_READ(tp, bytes_retrans);
 	o->rx = BPF_CORE_READ(tp, bytes_received);

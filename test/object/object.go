@@ -106,6 +106,9 @@ func Verified(spec *ebpf.CollectionSpec) (map[string]int, error) {
 	return costs, nil
 }
 
+// notAttached is what IG does not attach a program to, see pkg/operators/ebpf/attach.go.
+const notAttached = "gadget_program_disabled"
+
 // AttachHooks attaches the kprobes, kretprobes and tracepoints of a loaded object,
 // and returns what detaches them.
 func AttachHooks(spec *ebpf.CollectionSpec, c *ebpf.Collection) (detach func() error, err error) {
@@ -118,7 +121,7 @@ func AttachHooks(spec *ebpf.CollectionSpec, c *ebpf.Collection) (detach func() e
 		return errors.Join(errs...)
 	}
 	for name, p := range spec.Programs {
-		if p.Type != ebpf.Kprobe && p.Type != ebpf.TracePoint {
+		if (p.Type != ebpf.Kprobe && p.Type != ebpf.TracePoint) || p.AttachTo == notAttached {
 			continue
 		}
 		l, err := attachHook(p, c.Programs[name])
