@@ -331,6 +331,22 @@ static __always_inline bool is_turn(int from, int to)
 	       (from == TCP_SYN_SENT_STATE || from == TCP_SYN_RECV_STATE);
 }
 
+#define SOCK_BINDPORT_LOCK 8 /* include/net/sock.h */
+
+/*
+ * Two segments can end one handshake at once, and the kernel makes a socket for each:
+ * the later one is closed where it still has its port, see inet_ehash_nolisten(), which
+ * others give back first, but for those that have bound it.
+ */
+static __always_inline bool is_twin(struct sock *sk, int from, int to)
+{
+	return from == TCP_SYN_RECV_STATE && to == TCP_CLOSE_STATE &&
+	       BPF_CORE_READ((struct inet_connection_sock *)sk,
+			     icsk_bind_hash) &&
+	       !(BPF_CORE_READ_BITFIELD_PROBED(sk, sk_userlocks) &
+		 SOCK_BINDPORT_LOCK);
+}
+
 /*
  * A TCP socket's state changes. That which a program has of MPTCP does so as well:
  * what counts is the one behind it.
@@ -342,7 +358,7 @@ static __always_inline void change_state(void *ctx, struct sock *sk, int from,
 
 	if (from == TCP_SYN_SENT_STATE)
 		end_wait(ctx, sk, runs_in);
-	if (!wants_outcome() || !is_turn(from, to) ||
+	if (!wants_outcome() || !is_turn(from, to) || is_twin(sk, from, to) ||
 	    BPF_CORE_READ(sk, sk_protocol) != IPPROTO_TCP ||
 	    !read_socket(sk, IPPROTO_TCP, &key.ends))
 		return;
