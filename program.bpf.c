@@ -334,8 +334,11 @@ int network_drop(struct bpf_raw_tracepoint_args *ctx)
 SEC("kprobe/tcp_retransmit_timer")
 int BPF_KPROBE(network_retransmit, struct sock *sk)
 {
-	if (BPF_CORE_READ(sk, __sk_common.skc_state) == TCP_SYN_SENT_STATE)
-		end_wait(ctx, sk, IN_HOOK);
+	if (BPF_CORE_READ(sk, __sk_common.skc_state) != TCP_SYN_SENT_STATE)
+		return 0;
+	end_wait(ctx, sk, IN_HOOK);
+	if (wants_outcome())
+		note_unanswered(sk);
 	return 0;
 }
 

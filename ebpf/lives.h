@@ -44,6 +44,7 @@ struct life {
 	__u64 begun; /* ns since the boot; of a call, when it was made */
 	__u64 established; /* likewise; 0: it is not */
 	union gadget_ip_addr_t icmp_from;
+	__u64 unanswered; /* when its SYN was found to be, and not sent again */
 	__s32 not_sent; /* errno of the last SYN, which did not leave; or 0 */
 	__u32 drop; /* enum skb_drop_reason of this kernel, or 0 */
 	__u8 icmp_type; /* of a message about it, if any has come */

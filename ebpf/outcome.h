@@ -135,6 +135,11 @@ static __always_inline __u32 icmp_error(const struct life *life)
 		       EHOSTUNREACH;
 }
 
+/* What the application has taken before anybody looked, and nothing else tells. */
+#define UNKNOWN_ERROR 0xFFFF
+/* How long the kernel takes at most from finding a SYN unanswered to giving up. */
+#define GIVES_UP_WITHIN_NS (NSEC_PER_SEC / 2)
+
 /*
  * The socket's error as the kernel has set it. The application can have read it
  * before the state changes (until Linux 6.10 it is woken first): then it is 0, but
@@ -143,7 +148,7 @@ static __always_inline __u32 icmp_error(const struct life *life)
  * (sk_err_soft), which the application takes by asking for its error (SO_ERROR).
  */
 static __always_inline __u32 socket_error(const struct life *life,
-					  struct sock *sk)
+					  struct sock *sk, __u64 now)
 {
 	__u32 error = BPF_CORE_READ(sk, sk_err);
 
@@ -156,7 +161,11 @@ static __always_inline __u32 socket_error(const struct life *life,
 	if (BPF_CORE_READ_BITFIELD_PROBED(sk, sk_shutdown) ||
 	    BPF_CORE_READ(sk, sk_lock.owned))
 		return 0;
-	return ETIMEDOUT;
+	/* Nobody on this side takes the error of what arrives. */
+	if (!life->report.attempt.egress || life->established ||
+	    now - life->unanswered < GIVES_UP_WITHIN_NS)
+		return ETIMEDOUT;
+	return UNKNOWN_ERROR;
 }
 
 /*
@@ -169,6 +178,8 @@ static __always_inline void set_failure(struct report *report,
 	struct outcome *o = &report->outcome;
 
 	o->latency = report->now - life->begun;
+	if (error == UNKNOWN_ERROR)
+		return;
 	if (life->is_reset && error && error != ETIMEDOUT)
 		set_reset(report);
 	else if (life->has_icmp && error && error != ETIMEDOUT)
@@ -267,7 +278,7 @@ static __always_inline void tell_end(void *ctx, struct life *life,
 		if (report->attempt.egress)
 			report->retries = BPF_CORE_READ((struct tcp_sock *)sk,
 							total_retrans);
-		set_failure(report, life, socket_error(life, sk));
+		set_failure(report, life, socket_error(life, sk, report->now));
 	}
 	tell_outcome(ctx, space);
 }
@@ -493,6 +504,19 @@ static __always_inline void note_icmpv4(void *ctx, struct sk_buff *skb)
 		  BPF_CORE_READ(icmp, code));
 }
 
+/* No answer has come in time: the kernel sends the SYN again, or gives up. */
+static __always_inline void note_unanswered(struct sock *sk)
+{
+	struct life_key key = { .egress = true };
+	struct life *life;
+
+	if (!read_socket(sk, IPPROTO_TCP, &key.ends))
+		return;
+	life = find_life(&key);
+	if (life)
+		life->unanswered = bpf_ktime_get_boot_ns();
+}
+
 /* A SYN is sent again: by which socket, until it is known whether it has left. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
@@ -526,8 +550,11 @@ static __always_inline void leave_resend(int result)
 	if (!read_socket(sk, IPPROTO_TCP, &key.ends))
 		return;
 	life = find_life(&key);
-	if (life) /* above 0: a queue was full, see net_xmit_errno() */
-		life->not_sent = result > 0 ? result : -result;
+	if (!life)
+		return;
+	/* above 0: a queue was full, see net_xmit_errno() */
+	life->not_sent = result > 0 ? result : -result;
+	life->unanswered = 0; /* the kernel has not given up */
 }
 
 /*

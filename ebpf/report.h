@@ -104,7 +104,7 @@ struct report {
 	bool translated; /* the socket has other ends than the wire */
 	bool forwarded; /* on its way through this namespace */
 	bool is_taken; /* by a listener */
-	bool is_refused; /* by it: its queue is full */
+	bool is_refused; /* by it: its queue is full; or by its own connect() */
 	bool is_told; /* it was reported, or is with what became of it */
 };
 

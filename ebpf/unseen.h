@@ -64,7 +64,10 @@ static __noinline int report_unseen(void *ctx, struct sock *sk,
 	struct workspace *space = get_workspace(runs_in);
 	struct report *report;
 
-	if (!space || !wants_tcp() || !wants_direction(true) ||
+	if (!space)
+		return 0;
+	space->report.is_told = false;
+	if (!wants_tcp() || !wants_direction(true) ||
 	    !wants_port(ends->remote_port) ||
 	    (skip_loopback && is_loopback(ends)) ||
 	    !is_watched((__u64)BPF_CORE_READ(sk, __sk_common.skc_net.net)))
@@ -72,6 +75,7 @@ static __noinline int report_unseen(void *ctx, struct sock *sk,
 	report = &space->report;
 	begin_unseen(report, ends, owner);
 	report->runs_in = runs_in;
+	report->is_refused = !owner->isn; /* there was no SYN */
 	if (!is_group_address(&report->attempt) && wants_found(&report->found))
 		deliver(ctx, space);
 	return 0;
@@ -187,20 +191,24 @@ static __always_inline void set_own_end(struct tuple *ends, struct sock *sk)
 		ends->local = own.local;
 }
 
-/* A connect() that has failed before there was a packet. */
-static __always_inline void fail_connect(void *ctx, const struct tuple *ends,
-					 __u32 error, enum reason asked)
+/*
+ * A connect() that has failed before there was a packet, and was reported a moment ago.
+ * It has no life: others can have the same ends, as a socket may have none yet.
+ */
+static __always_inline void fail_connect(void *ctx, __u32 error,
+					 enum reason asked)
 {
-	struct life_key key = { .ends = *ends, .egress = true };
 	struct workspace *space = get_workspace(IN_HOOK);
-	struct life *life = get_new_life(IN_HOOK);
+	struct report *report;
 	struct outcome *o;
 
-	if (!wants_outcome() || !space || !life || !take_life(&key, life))
+	if (!wants_outcome() || !space || !space->report.is_told)
 		return;
-	begin_outcome(&space->report, life, failed, IN_HOOK);
-	o = &space->report.outcome;
-	o->latency = space->report.now - life->begun;
+	report = &space->report;
+	report->now = bpf_ktime_get_boot_ns();
+	o = &report->outcome;
+	o->event = failed;
+	o->latency = report->now - report->time;
 	o->error = error;
 	if (asked != REASON_NONE || error == EPERM) {
 		o->cause = CAUSE_DENIED;
@@ -248,7 +256,7 @@ static __always_inline void leave_connect(void *ctx, int result,
 	set_own_end(&ends, sk);
 	book_paths(owner->sk, owner->since);
 	report_unseen(ctx, sk, &ends, owner, IN_HOOK);
-	fail_connect(ctx, &ends, -result, asked_first);
+	fail_connect(ctx, -result, asked_first);
 }
 
 #endif
