@@ -289,16 +289,32 @@ int network_set_state_preempted(struct bpf_raw_tracepoint_args *ctx)
 	return 0;
 }
 
+static __always_inline void note_reset_nested(
+	struct bpf_raw_tracepoint_args *ctx)
+{
+	__u32 runs_in = enter_tracepoint();
+
+	if (runs_in == CONTEXTS)
+		return;
+	note_reset(ctx, (void *)ctx->args[0], runs_in);
+	leave_tracepoint();
+}
+
 /* What ends a connection, and why: all of it is rare. */
 SEC("raw_tracepoint/tcp_receive_reset")
 int network_reset(struct bpf_raw_tracepoint_args *ctx)
 {
-	__u32 runs_in = wants_outcome() ? enter_tracepoint() : CONTEXTS;
+	if (wants_outcome())
+		note_reset_nested(ctx);
+	return 0;
+}
 
-	if (runs_in == CONTEXTS)
-		return 0;
-	note_reset(ctx, (void *)ctx->args[0], runs_in);
-	leave_tracepoint();
+/* Once more, as of states. */
+SEC("raw_tracepoint/tcp_receive_reset")
+int network_reset_nested(struct bpf_raw_tracepoint_args *ctx)
+{
+	if (wants_outcome())
+		note_reset_nested(ctx);
 	return 0;
 }
 

@@ -161,6 +161,8 @@ static __always_inline __u32 socket_error(const struct life *life,
 	if (BPF_CORE_READ_BITFIELD_PROBED(sk, sk_shutdown) ||
 	    BPF_CORE_READ(sk, sk_lock.owned))
 		return 0;
+	if (life->has_icmp) /* the mark is of an earlier SYN's */
+		return icmp_error(life);
 	/* Nobody on this side takes the error of what arrives. */
 	if (!life->report.attempt.egress || life->established ||
 	    now - life->unanswered < GIVES_UP_WITHIN_NS)
