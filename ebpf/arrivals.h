@@ -360,21 +360,16 @@ __noinline int settle_from_packet(struct __sk_buff *skb)
 	return space ? settle_oldest(skb, space, IN_PACKET) : NOT_SETTLED;
 }
 
-__noinline int settle_from_clock(struct bpf_user_pt_regs_t *ctx)
-{
-	struct workspace *space = get_workspace(IN_HOOK);
-
-	return space ? settle_oldest(ctx, space, IN_HOOK) : NOT_SETTLED;
-}
-
 static __always_inline void settle_by_clock(void *ctx)
 {
 	struct arriving *a = get_arriving();
+	struct workspace *space;
 
 	if (!a || a->queued == a->unqueued)
 		return;
-	for (int i = 0; i < SETTLED_BY_CLOCK; i++)
-		if (settle_from_clock(ctx) == NOT_SETTLED)
+	space = get_workspace(IN_HOOK);
+	for (int i = 0; space && i < SETTLED_BY_CLOCK; i++)
+		if (!settle_oldest(ctx, space, IN_HOOK))
 			break;
 }
 

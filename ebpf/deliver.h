@@ -256,33 +256,23 @@ static __always_inline bool send_announced(void *ctx, struct workspace *space)
 	return true;
 }
 
-__noinline int send_unsent_from_clock(struct bpf_user_pt_regs_t *ctx)
-{
-	struct workspace *space = get_workspace(IN_HOOK);
-
-	return space && send_unsent(ctx, space, IN_HOOK, CLOCK_LEAVES);
-}
-
-__noinline int send_announced_from_clock(struct bpf_user_pt_regs_t *ctx)
-{
-	struct workspace *space = get_workspace(IN_HOOK);
-
-	return space && send_announced(ctx, space);
-}
-
 /* Sends what waits, as often as something happens that costs nobody a wait. */
 static __always_inline void send_by_clock(void *ctx)
 {
 	struct queued *q = get_queued();
+	struct workspace *space;
 
 	if (!q || (q->unsent_in == q->unsent_out &&
 		   q->announced_in == q->announced_out))
 		return;
+	space = get_workspace(IN_HOOK);
+	if (!space)
+		return;
 	for (int i = 0; i < SENT_BY_CLOCK; i++)
-		if (!send_unsent_from_clock(ctx))
+		if (!send_unsent(ctx, space, IN_HOOK, CLOCK_LEAVES))
 			break;
 	for (int i = 0; i < SENT_BY_CLOCK; i++)
-		if (!send_announced_from_clock(ctx))
+		if (!send_announced(ctx, space))
 			break;
 }
 

@@ -232,13 +232,6 @@ struct workspace {
 	struct delivery delivery;
 };
 
-/*
- * What a kprobe's function gets that is not static, and so is verified by itself: before
- * Linux 6.8 the kernel knows it by the name of a typedef alone, as that of a struct.
- */
-struct bpf_user_pt_regs_t {
-};
-
 enum runs_in {
 	IN_PACKET,
 	IN_HOOK,

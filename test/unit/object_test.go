@@ -19,6 +19,8 @@ const (
 	// BPF_COMPLEXITY_LIMIT_INSNS in include/linux/bpf.h: other kernels need more for
 	// the same program.
 	maxVerified = 150_000
+	// With parameters that have programs do more.
+	maxVerifiedWithAll = 250_000
 	// All that the gadget's own maps may take, in bytes.
 	maxMemory = 20 << 20
 )
@@ -52,16 +54,18 @@ func loadObject(tb testing.TB, params parameters, some ...string) (*ebpf.Collect
 }
 
 func TestVerifierIsFarFromItsLimit(t *testing.T) {
-	for name, params := range map[string]parameters{
-		"as they are": nil,
-		"all":         {"lifecycle": true, "paths": true, "forwarded": true, "udp_flows": true},
-		"failures":    {"failed_only": true, "paths": true},
-	} {
-		t.Run(name, func(t *testing.T) { expectFarFromLimit(t, params) })
-	}
+	t.Run("as they are", func(t *testing.T) {
+		expectVerified(t, nil, maxVerified)
+	})
+	t.Run("all", func(t *testing.T) {
+		expectVerified(t, parameters{"lifecycle": true, "paths": true, "forwarded": true, "udp_flows": true}, maxVerifiedWithAll)
+	})
+	t.Run("failures", func(t *testing.T) {
+		expectVerified(t, parameters{"failed_only": true, "paths": true}, maxVerifiedWithAll)
+	})
 }
 
-func expectFarFromLimit(t *testing.T, params parameters) {
+func expectVerified(t *testing.T, params parameters, most uint32) {
 	t.Helper()
 	_, c := loadObject(t, params)
 	for _, name := range slices.Sorted(maps.Keys(c.Programs)) {
@@ -74,8 +78,8 @@ func expectFarFromLimit(t *testing.T, params parameters) {
 			t.Skip("needs Linux 5.16: it tells the verified instructions")
 		}
 		t.Logf("%6d instructions verified of %s", n, name)
-		if n > maxVerified {
-			t.Errorf("program %s: %d instructions verified, want at most %d", name, n, maxVerified)
+		if n > most {
+			t.Errorf("program %s: %d instructions verified, want at most %d", name, n, most)
 		}
 	}
 }
