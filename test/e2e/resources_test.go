@@ -67,9 +67,13 @@ func awaitResources(before resources) error {
 	})
 }
 
+// patience is far above what a loaded machine takes under emulation: ig alone loads for
+// three quarters of a minute there.
+const patience = 5 * time.Minute
+
 // eventually waits, within a bound, until f has no error, and returns its last.
 func eventually(f func() error) error {
-	bound := time.After(time.Minute)
+	bound := time.After(patience)
 	again := time.NewTicker(50 * time.Millisecond)
 	defer again.Stop()
 	for {
