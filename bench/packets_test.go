@@ -33,23 +33,9 @@ type measured struct {
 // BenchmarkPackets measures what a packet costs that is no attempt: with this gadget's
 // filter, and with others.
 func BenchmarkPackets(b *testing.B) {
-	filters, closeAll, err := load(makers())
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer closeAll()
-	for b.Loop() {
-		m, err := measure(kinds(), filters)
-		if err != nil {
-			b.Fatal(err)
-		}
-		if err := tell("packets", m.rows()); err != nil {
-			b.Fatal(err)
-		}
-		if err := m.plot(); err != nil {
-			b.Fatal(err)
-		}
-	}
+	measureAll(b, makers(), kinds(), func(m *measured) error {
+		return errors.Join(tell("packets", m.rows()), m.plot())
+	})
 }
 
 // BenchmarkAttempts measures what an attempt costs that a host receives, with all that
@@ -62,17 +48,22 @@ func BenchmarkAttempts(b *testing.B) {
 			all[i].make = func() (filter, error) { return oursWith(map[string]any{"rate_limit": uint32(0)}) }
 		}
 	}
+	measureAll(b, all, attempts(), func(m *measured) error { return tell("attempts", m.rows()) })
+}
+
+// measureAll loads filters, measures them with all kinds of packets, and tells.
+func measureAll(b *testing.B, all []maker, kinds []kind, tell func(*measured) error) {
 	filters, closeAll, err := load(all)
 	if err != nil {
 		b.Fatal(err)
 	}
 	defer closeAll()
 	for b.Loop() {
-		m, err := measure(attempts(), filters)
-		if err != nil {
-			b.Fatal(err)
+		m, err := measure(kinds, filters)
+		if err == nil {
+			err = tell(m)
 		}
-		if err := tell("attempts", m.rows()); err != nil {
+		if err != nil {
 			b.Fatal(err)
 		}
 	}

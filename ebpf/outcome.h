@@ -164,7 +164,7 @@ static __always_inline __u32 socket_error(const struct life *life,
 	if (life->has_icmp) /* the mark is of an earlier SYN's */
 		return icmp_error(life);
 	/* Nobody on this side takes the error of what arrives. */
-	if (!life->report.attempt.egress || life->established ||
+	if (!life->report.attempt.egress ||
 	    now - life->unanswered < GIVES_UP_WITHIN_NS)
 		return ETIMEDOUT;
 	return UNKNOWN_ERROR;

@@ -20,6 +20,7 @@
 
 extern void bpf_preempt_disable(void) __weak __ksym;
 extern void bpf_preempt_enable(void) __weak __ksym;
+
 static __always_inline void hold_cpu(void)
 {
 	if (is_preemptible())
