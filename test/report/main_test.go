@@ -19,6 +19,11 @@ func TestOnlyTestsThatRanAndPassedAreASuccess(t *testing.T) {
 		want   []string
 	}{
 		"all passed": {[]string{pass, end}, true, []string{"ok    p  1 tests in 1.3s", "1 passed, 0 failed, 0 skipped"}},
+		"a long one": {
+			[]string{`{"Action":"pass","Package":"p","Test":"TestA/part","Elapsed":75}`, `{"Action":"pass","Package":"p","Test":"TestA","Elapsed":75.6}`, end},
+			true,
+			[]string{"      TestA in 76s\nok    p  2 tests in 1.3s\n"},
+		},
 		"one failed": {
 			[]string{pass, `{"Action":"output","Package":"p","Test":"TestB","Output":"why\n"}`, `{"Action":"fail","Package":"p","Test":"TestB"}`, lost},
 			false,

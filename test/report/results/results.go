@@ -46,9 +46,13 @@ type reader struct {
 	ran, broken map[string]int      // tests that ended, and those of them that failed, by package
 }
 
+// longTest is how many seconds a test takes that gets a line of its own.
+const longTest = 10
+
 // Read reads all events. It prints to out a line for each package when it is
-// done, and what failed or was skipped in full; each, if not nil, gets every line
-// that the tests printed. A package that ran no test is a failed one.
+// done, and for each test that took long, and what failed or was skipped in full;
+// each, if not nil, gets every line that the tests printed. A package that ran no
+// test is a failed one.
 func Read(in io.Reader, out io.Writer, each func(line string)) (Results, error) {
 	r := reader{out: out, each: each, output: map[string][]string{}, ran: map[string]int{}, broken: map[string]int{}}
 	lines := bufio.NewReader(in)
@@ -108,6 +112,9 @@ func (r *reader) endTest(e event) {
 	switch e.Action {
 	case "pass":
 		r.Passed++
+		if e.Elapsed >= longTest && !strings.Contains(e.Test, "/") {
+			fmt.Fprintf(r.out, "      %s in %.0fs\n", e.Test, e.Elapsed)
+		}
 	case "fail":
 		r.Failed++
 		r.broken[e.Package]++
