@@ -16,6 +16,7 @@
 
 #include "program.h"
 #include "ebpf/params.h"
+#include "ebpf/read.h"
 #include "ebpf/packet.h"
 #include "ebpf/glance.h"
 #include "ebpf/report.h"
@@ -64,13 +65,16 @@ enum packet {
 __noinline int read_packet(struct __sk_buff *skb)
 {
 	struct workspace *space = get_workspace(IN_PACKET);
-	struct attempt attempt = {};
+	struct report *report;
 
 	if (!space)
 		return PACKET_OF_NO_USE;
-	if (!read_attempt(skb, &attempt))
-		return attempt.refuses ? PACKET_REFUSES : PACKET_OF_NO_USE;
-	begin_report(&space->report, skb, &attempt);
+	report = &space->report;
+	__builtin_memset(report, 0, sizeof(*report));
+	if (!read_attempt(skb, &report->attempt))
+		return report->attempt.refuses ? PACKET_REFUSES :
+						 PACKET_OF_NO_USE;
+	begin_report(report, skb);
 	return PACKET_BEGINS;
 }
 
@@ -117,7 +121,7 @@ __noinline int look_at(struct __sk_buff *skb)
 		sent |= settled == SETTLED_BY_EVENT;
 	}
 	for (int i = 0; sent && i < SENT_BY_PACKET; i++)
-		if (!send_unsent_from_packet(skb))
+		if (!send_unsent_from_packet(skb, space))
 			break;
 	return 0;
 }
@@ -226,7 +230,7 @@ int BPF_KRETPROBE(network_pre_v6_return, int result)
 SEC("kprobe/gadget_program_disabled")
 int BPF_KPROBE(network_security, struct socket *socket, void *address, int len)
 {
-	struct sock *sk = BPF_CORE_READ(socket, sk);
+	struct sock *sk = READ(socket, sk);
 
 	if (wants_outcome() && is_socket_of(sk, IPPROTO_TCP))
 		enter_connect(sk, address, len);
@@ -350,7 +354,7 @@ int network_drop(struct bpf_raw_tracepoint_args *ctx)
 SEC("kprobe/tcp_retransmit_timer")
 int BPF_KPROBE(network_retransmit, struct sock *sk)
 {
-	if (BPF_CORE_READ(sk, __sk_common.skc_state) != TCP_SYN_SENT_STATE)
+	if (READ(sk, __sk_common.skc_state) != TCP_SYN_SENT_STATE)
 		return 0;
 	end_wait(ctx, sk, IN_HOOK);
 	if (wants_outcome())
@@ -409,7 +413,7 @@ int BPF_KPROBE(network_raw_ipv6, struct sock *sk, struct msghdr *msg)
 SEC("kprobe/packet_sendmsg")
 int BPF_KPROBE(network_packet, struct socket *socket, struct msghdr *msg)
 {
-	book_packet(BPF_CORE_READ(socket, sk), msg);
+	book_packet(READ(socket, sk), msg);
 	return 0;
 }
 
@@ -604,7 +608,7 @@ SEC("kprobe/unix_stream_connect")
 int BPF_KPROBE(network_unix_connect, struct socket *socket)
 {
 	if (follow)
-		enter(CALL_CONNECT_UNIX, BPF_CORE_READ(socket, sk));
+		enter(CALL_CONNECT_UNIX, READ(socket, sk));
 	return 0;
 }
 

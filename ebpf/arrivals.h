@@ -21,6 +21,7 @@
 #include "deliver.h"
 #include "holders.h"
 #include "once.h"
+#include "read.h"
 #include "report.h"
 #include "socket.h"
 #include "talked.h"
@@ -113,8 +114,7 @@ static __always_inline __u64 number_of(const struct attempt *a)
 static __always_inline __u8 hops_of(struct __sk_buff *ctx, __u8 version)
 {
 	struct sk_buff *skb = (void *)ctx;
-	void *network =
-		BPF_CORE_READ(skb, head) + BPF_CORE_READ(skb, network_header);
+	void *network = READ(skb, head) + READ(skb, network_header);
 	__u8 hops = 0;
 
 	bpf_probe_read_kernel(
@@ -279,8 +279,8 @@ static __always_inline void tell_full(void *ctx, struct workspace *space)
 
 static __always_inline bool is_full(struct sock *listener)
 {
-	return BPF_CORE_READ(listener, sk_ack_backlog) >
-	       BPF_CORE_READ(listener, sk_max_ack_backlog);
+	return READ(listener, sk_ack_backlog) >
+	       READ(listener, sk_max_ack_backlog);
 }
 
 /*
@@ -311,10 +311,9 @@ static __always_inline bool settle(void *ctx, struct workspace *space)
 	return sent;
 }
 
-static __always_inline bool is_awaited(const struct report *report)
+static __always_inline bool is_awaited(const struct report *report, __u64 now)
 {
-	return !ends_now() &&
-	       !is_past(report->now, ANSWER_WITHIN_NS, bpf_ktime_get_boot_ns());
+	return !ends_now() && !is_past(report->now, ANSWER_WITHIN_NS, now);
 }
 
 /*
@@ -323,7 +322,8 @@ static __always_inline bool is_awaited(const struct report *report)
  */
 static __always_inline enum settled settle_oldest(void *ctx,
 						  struct workspace *space,
-						  enum runs_in runs_in)
+						  enum runs_in runs_in,
+						  __u64 now)
 {
 	struct arriving *a = get_arriving();
 	struct arrival *key = &space->arrival;
@@ -334,12 +334,12 @@ static __always_inline enum settled settle_oldest(void *ctx,
 		return NOT_SETTLED;
 	crowded = a->queued - a->unqueued > MAX_PENDING;
 	report = bpf_map_lookup_elem(&arrivals, key);
-	if (report && !crowded && is_awaited(report))
+	if (report && !crowded && is_awaited(report, now))
 		return NOT_SETTLED;
 	if (bpf_map_pop_elem(&pending, key))
 		return NOT_SETTLED;
 	report = bpf_map_lookup_elem(&arrivals, key);
-	if (report && !crowded && is_awaited(report)) {
+	if (report && !crowded && is_awaited(report, now)) {
 		/* Another program has taken the one that was looked at. */
 		bpf_map_push_elem(&pending, key, 0);
 		return NOT_SETTLED;
@@ -348,28 +348,32 @@ static __always_inline enum settled settle_oldest(void *ctx,
 	if (!take_arrival(key, &space->report))
 		return SETTLED;
 	space->report.runs_in = runs_in;
-	space->report.now = bpf_ktime_get_boot_ns();
+	space->report.now = now;
 	return settle(ctx, space) ? SETTLED_BY_EVENT : SETTLED;
 }
 
-/* Not static: verified once. */
+/* Not static: verified once. Of the packet, or what was settled before, is the time. */
 __noinline int settle_from_packet(struct __sk_buff *skb)
 {
 	struct workspace *space = get_workspace(IN_PACKET);
 
-	return space ? settle_oldest(skb, space, IN_PACKET) : NOT_SETTLED;
+	if (!space)
+		return NOT_SETTLED;
+	return settle_oldest(skb, space, IN_PACKET, space->report.now);
 }
 
 static __always_inline void settle_by_clock(void *ctx)
 {
 	struct arriving *a = get_arriving();
 	struct workspace *space;
+	__u64 now;
 
 	if (!a || a->queued == a->unqueued)
 		return;
 	space = get_workspace(IN_HOOK);
+	now = bpf_ktime_get_boot_ns();
 	for (int i = 0; space && i < SETTLED_BY_CLOCK; i++)
-		if (!settle_oldest(ctx, space, IN_HOOK))
+		if (!settle_oldest(ctx, space, IN_HOOK, now))
 			break;
 }
 
@@ -404,13 +408,13 @@ static __always_inline bool read_headers(void *network, __u8 version,
 static __always_inline bool read_segment(struct sk_buff *skb, struct sock *sk,
 					 struct arrival *taken)
 {
-	unsigned char *head = BPF_CORE_READ(skb, head);
-	void *network = head + BPF_CORE_READ(skb, network_header);
-	void *transport = head + BPF_CORE_READ(skb, transport_header);
+	unsigned char *head = READ(skb, head);
+	void *network = head + READ(skb, network_header);
+	void *transport = head + READ(skb, transport_header);
 	struct tcp_header tcp;
 	__u8 version;
 
-	taken->ends.netns = BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum);
+	taken->ends.netns = READ(sk, __sk_common.skc_net.net, ns.inum);
 	return !bpf_probe_read_kernel(&tcp, sizeof(tcp), transport) &&
 	       !bpf_probe_read_kernel(&version, sizeof(version), network) &&
 	       read_headers(network, version >> 4, &tcp, taken);

@@ -24,6 +24,7 @@
 #include "holders.h"
 #include "paths.h"
 #include "process.h"
+#include "read.h"
 #include "socket.h"
 
 /* Sockets that are remembered for one address and port (SO_REUSEPORT). */
@@ -154,6 +155,65 @@ struct {
 	__type(value, struct owner);
 } ports SEC(".maps");
 
+/*
+ * Where a port can be in the books: most have one socket. By the kind of its address,
+ * the port's last bits, and the slot. What was used once stays so, whoever had it, as
+ * bytes alone can be set by several CPUs at once.
+ */
+#define PORT_BUCKETS 4096
+
+enum local_kind {
+	LOCAL_ADDRESS,
+	ANY_IPV4,
+	ANY_IPV6, /* and IPv4, but for sockets of IPv6 alone */
+	LOCAL_KINDS,
+};
+
+union slots {
+	__u8 of[MAX_SHARED];
+	__u64 all;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, LOCAL_KINDS *PORT_BUCKETS);
+	__type(key, __u32);
+	__type(value, union slots);
+} used_slots SEC(".maps");
+
+static __always_inline __u32 bucket_of(const struct tuple *local)
+{
+	enum local_kind kind = LOCAL_ADDRESS;
+
+	if (is_any(&local->local))
+		kind = local->version == 6 ? ANY_IPV6 : ANY_IPV4;
+	return kind * PORT_BUCKETS + (local->local_port & (PORT_BUCKETS - 1));
+}
+
+/* As in union slots. These are not static: verified once. */
+__noinline __u64 slots_in(__u32 bucket)
+{
+	union slots *slots = bpf_map_lookup_elem(&used_slots, &bucket);
+
+	return slots ? slots->all : 0;
+}
+
+__noinline int use_slot(__u32 bucket, __u32 slot)
+{
+	union slots *slots = bpf_map_lookup_elem(&used_slots, &bucket);
+
+	if (slots)
+		slots->of[slot % MAX_SHARED] = true;
+	return 0;
+}
+
+static __always_inline bool is_used(__u64 slots, int slot)
+{
+	union slots used = { .all = slots };
+
+	return used.of[slot];
+}
+
 /* By the address of struct sock. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
@@ -266,7 +326,7 @@ static __always_inline bool set_owner(struct owner *owner, struct sock *sk,
 		return false;
 
 	owner->sk = (__u64)sk;
-	owner->device = BPF_CORE_READ(sk, __sk_common.skc_bound_dev_if);
+	owner->device = READ(sk, __sk_common.skc_bound_dev_if);
 	owner->ipv6only = is_ipv6only(sk);
 	owner->started = started_at(task);
 	owner->family = find_family(task);
@@ -358,10 +418,12 @@ static __always_inline bool take_slot(struct port_key *key,
 				      const struct owner *owner,
 				      bool of_a_group)
 {
+	__u32 bucket = bucket_of(&key->local);
 	struct owner *taken = NULL;
 
 	for (int i = 0; i < MAX_SHARED; i++) {
 		key->slot = i;
+		use_slot(bucket, i);
 		if (!bpf_map_update_elem(&ports, key, owner, BPF_NOEXIST))
 			return true;
 		taken = bpf_map_lookup_elem(&ports, key);
@@ -514,15 +576,15 @@ static __always_inline void book_older(struct file *file,
 				       struct task_struct *task,
 				       __u32 descriptor)
 {
-	struct socket *socket = BPF_CORE_READ(file, private_data);
-	__u64 number = BPF_CORE_READ(file, f_inode, i_ino);
+	struct socket *socket = READ(file, private_data);
+	__u64 number = READ(file, f_inode, i_ino);
 	struct sock *sk;
 	__u8 state;
 
 	if (!is_socket(file, number))
 		return;
-	sk = BPF_CORE_READ(socket, sk);
-	state = BPF_CORE_READ(sk, __sk_common.skc_state);
+	sk = READ(socket, sk);
+	state = READ(sk, __sk_common.skc_state);
 	if (is_socket_of(sk, IPPROTO_UDP))
 		book_older_port(sk, number, task, descriptor);
 	else if (!is_socket_of(sk, IPPROTO_TCP))

@@ -13,6 +13,7 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
+#include "read.h"
 #include "report.h"
 #include "socket.h"
 
@@ -38,9 +39,9 @@ static __always_inline void read_tracked(struct nf_conn *ct, int direction,
 
 	BPF_CORE_READ_INTO(&t->saddr, hash, tuple.src.u3);
 	BPF_CORE_READ_INTO(&t->daddr, hash, tuple.dst.u3);
-	t->sport = bpf_ntohs(BPF_CORE_READ(hash, tuple.src.u.all));
-	t->dport = bpf_ntohs(BPF_CORE_READ(hash, tuple.dst.u.all));
-	t->proto = BPF_CORE_READ(hash, tuple.dst.protonum);
+	t->sport = bpf_ntohs(READ(hash, tuple.src.u.all));
+	t->dport = bpf_ntohs(READ(hash, tuple.dst.u.all));
+	t->proto = READ(hash, tuple.dst.protonum);
 }
 
 /* Whether what goes the other way is an answer to what has the given ends. */
@@ -72,7 +73,7 @@ static __always_inline bool read_original(struct sk_buff *skb,
 	if (!bpf_core_field_exists(skb->_nfct) ||
 	    !bpf_core_type_exists(struct nf_conn))
 		return false;
-	nfct = BPF_CORE_READ(skb, _nfct) & ~NFCT_INFOMASK;
+	nfct = READ(skb, _nfct) & ~NFCT_INFOMASK;
 	if (nfct)
 		read_tracked((void *)nfct, 0, came);
 	return nfct;
@@ -97,7 +98,7 @@ __noinline int untranslate(struct __sk_buff *ctx)
 	    !bpf_core_type_exists(struct nf_conn))
 		return 0;
 	report = &space->report;
-	nfct = BPF_CORE_READ(skb, _nfct);
+	nfct = READ(skb, _nfct);
 	ct = (void *)(nfct & ~NFCT_INFOMASK);
 	if (!ct)
 		return 0;

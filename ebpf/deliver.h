@@ -130,24 +130,37 @@ static __always_inline void count_lost(const struct event *event)
 		count_as(lost);
 }
 
-/* False: nobody will read the event. */
-static __always_inline bool send(void *ctx, struct delivery *d,
-				 struct limit *limit)
+/* The owner's next event tells what this one would have told. */
+__noinline int fail_to_send(__u32 runs_in)
 {
-	__u32 told = limit ? tell_withheld(limit, &d->owner) : 0;
+	struct workspace *space = get_workspace(runs_in);
+	struct delivery *d;
+	struct limit *limit;
 
-	d->event.suppressed = told;
-	if (!bpf_perf_event_output(ctx, &events, BPF_F_CURRENT_CPU, &d->event,
-				   event_size())) {
-		if (is_outcome(&d->event))
-			count_as(outcomes);
-		else
-			count_as(reported);
-		return true;
-	}
-	if (told)
-		untell_withheld(limit, told);
+	if (!space)
+		return false;
+	d = &space->delivery;
+	limit = d->event.suppressed ? bpf_map_lookup_elem(&limits, &d->owner) :
+				      NULL;
+	if (limit)
+		untell_withheld(limit, d->event.suppressed);
+	count_lost(&d->event);
 	return false;
+}
+
+/* What only the program itself can do, with what was prepared. */
+static __always_inline void send(void *ctx, struct workspace *space,
+				 __u32 runs_in)
+{
+	struct event *event = &space->delivery.event;
+
+	if (bpf_perf_event_output(ctx, &events, BPF_F_CURRENT_CPU, event,
+				  event_size()))
+		fail_to_send(runs_in);
+	else if (is_outcome(event))
+		count_as(outcomes);
+	else
+		count_as(reported);
 }
 
 /*
@@ -204,45 +217,55 @@ static __always_inline bool withhold(const struct delivery *d,
 	return true;
 }
 
-/* Sends an event that has waited. It has no paths: they are long. */
-static __always_inline void send_late(void *ctx, struct delivery *d,
-				      struct limit *limit, __u32 runs_in)
+/* Tells of what was withheld; what has waited has no paths, as they are long. */
+static __always_inline void prepare_late(struct delivery *d,
+					 struct limit *limit, __u32 runs_in)
 {
 	if (paths)
 		clear_paths(runs_in);
-	if (!send(ctx, d, limit))
-		count_lost(&d->event);
+	d->event.suppressed = limit ? tell_withheld(limit, &d->owner) : 0;
 }
 
-/* False: there is none, or no room yet. */
-static __always_inline bool send_unsent(void *ctx, struct workspace *space,
-					__u32 runs_in, __u64 leave)
+/*
+ * What comes before an event is sent needs no context, so that these functions need
+ * not be static: each is verified once, and not wherever something is told. True: the
+ * workspace has an event, and the ring has room.
+ */
+
+/* One for which there was no room. */
+__noinline int prepare_unsent(__u32 runs_in, __u32 leave)
 {
-	struct delivery *d = &space->delivery;
+	struct workspace *space = get_workspace(runs_in);
 	struct queued *q = get_queued();
+	struct delivery *d;
 	struct limit *limit;
 
-	if (!q || q->unsent_in == q->unsent_out ||
-	    look_at_ring(event_size() + leave) != RING_HAS_ROOM ||
+	if (!space || !q || q->unsent_in == q->unsent_out)
+		return false;
+	d = &space->delivery;
+	if (look_at_ring(event_size() + leave) != RING_HAS_ROOM ||
 	    bpf_map_pop_elem(&unsent, d))
 		return false;
 	__sync_fetch_and_add(&q->unsent_out, 1);
 	limit = bpf_map_lookup_elem(&limits, &d->owner);
 	if (limit)
 		__sync_fetch_and_add(&limit->unsent, -1);
-	send_late(ctx, d, limit, runs_in);
+	prepare_late(d, limit, runs_in);
 	return true;
 }
 
-/* The same for what was withheld half a second ago or longer. */
-static __always_inline bool send_announced(void *ctx, struct workspace *space)
+/* One that was withheld half a second ago or longer. */
+__noinline int prepare_announced(__u32 runs_in)
 {
-	struct delivery *d = &space->delivery;
+	struct workspace *space = get_workspace(runs_in);
 	struct queued *q = get_queued();
+	struct delivery *d;
 	struct limit *limit;
 
-	if (!q || q->announced_in == q->announced_out ||
-	    look_at_ring(event_size() + CLOCK_LEAVES) != RING_HAS_ROOM ||
+	if (!space || !q || q->announced_in == q->announced_out)
+		return false;
+	d = &space->delivery;
+	if (look_at_ring(event_size() + CLOCK_LEAVES) != RING_HAS_ROOM ||
 	    bpf_map_peek_elem(&announced, d) ||
 	    d->event.timestamp_raw + ANNOUNCED_AFTER_NS >
 		    bpf_ktime_get_boot_ns() ||
@@ -252,8 +275,74 @@ static __always_inline bool send_announced(void *ctx, struct workspace *space)
 	limit = bpf_map_lookup_elem(&limits, &d->owner);
 	if (limit) /* first: what is withheld from now on is announced again */
 		limit->announced = 0;
-	send_late(ctx, d, limit, IN_HOOK);
+	prepare_late(d, limit, runs_in);
 	return true;
+}
+
+/* An attempt's, if its owner may have one. */
+__noinline int prepare_attempt(__u32 runs_in, __u32 has_waited)
+{
+	struct workspace *space = get_workspace(runs_in);
+	struct limit *limit = NULL;
+	struct delivery *d;
+	bool over = false;
+	enum ring ring;
+
+	if (!space)
+		return false;
+	d = &space->delivery;
+	if (failed_only && !space->report.outcome.event) {
+		begin_life(space);
+		return false;
+	}
+	if (rate_limit) {
+		limit = find_limit(&d->owner, &space->report);
+		over = limit && !take_token(&limit->attempts, rate_limit,
+					    space->report.now);
+	}
+	if (over && limit->announced) { /* a flood's, as a rule: no event */
+		count_withheld(limit);
+		return false;
+	}
+	build_event(runs_in, has_waited);
+	if (over) {
+		if (!withhold(d, limit))
+			begin_life(space);
+		return false;
+	}
+	ring = look_at_ring(event_size());
+	if (ring == RING_HAS_ROOM || (!rate_limit && ring == RING_IS_FULL)) {
+		begin_life(space);
+		if (limit)
+			d->event.suppressed = tell_withheld(limit, &d->owner);
+		return true;
+	}
+	if (!limit)
+		limit = find_limit(&d->owner, &space->report);
+	if (keep(d, limit) || !withhold(d, limit))
+		begin_life(space);
+	else if (ring == RING_IS_MISSING)
+		count_as(without_ring);
+	return false;
+}
+
+/* What became of an attempt that was reported: it costs its owner no more. */
+__noinline int prepare_outcome(__u32 runs_in)
+{
+	struct workspace *space = get_workspace(runs_in);
+	struct delivery *d;
+	struct limit *limit;
+
+	if (!space)
+		return false;
+	d = &space->delivery;
+	build_event(runs_in, false);
+	if (look_at_ring(event_size()) == RING_HAS_ROOM)
+		return true;
+	limit = find_limit(&d->owner, &space->report);
+	if (!keep(d, limit))
+		count_lost(&d->event);
+	return false;
 }
 
 /* Sends what waits, as often as something happens that costs nobody a wait. */
@@ -268,93 +357,58 @@ static __always_inline void send_by_clock(void *ctx)
 	space = get_workspace(IN_HOOK);
 	if (!space)
 		return;
-	for (int i = 0; i < SENT_BY_CLOCK; i++)
-		if (!send_unsent(ctx, space, IN_HOOK, CLOCK_LEAVES))
+	for (int i = 0; i < SENT_BY_CLOCK; i++) {
+		if (!prepare_unsent(IN_HOOK, CLOCK_LEAVES))
 			break;
-	for (int i = 0; i < SENT_BY_CLOCK; i++)
-		if (!send_announced(ctx, space))
+		send(ctx, space, IN_HOOK);
+	}
+	for (int i = 0; i < SENT_BY_CLOCK; i++) {
+		if (!prepare_announced(IN_HOOK))
 			break;
+		send(ctx, space, IN_HOOK);
+	}
 }
 
-/* Not static: verified once. The event of the packet itself was sent. */
-__noinline int send_unsent_from_packet(struct __sk_buff *skb)
+/* The event of the packet itself was sent. */
+static __always_inline bool send_unsent_from_packet(struct __sk_buff *skb,
+						    struct workspace *space)
 {
-	struct workspace *space = get_workspace(IN_PACKET);
-
-	return space && send_unsent(skb, space, IN_PACKET, 0);
+	if (!prepare_unsent(IN_PACKET, 0))
+		return false;
+	send(skb, space, IN_PACKET);
+	return true;
 }
 
 /* Sends an attempt's event, if its owner may and this CPU can. */
 static __always_inline bool deliver_event(void *ctx, struct workspace *space,
 					  bool has_waited)
 {
-	struct delivery *d = &space->delivery;
-	struct limit *limit = NULL;
-	bool over = false;
-	enum ring ring;
+	__u32 runs_in = space->report.runs_in;
 
-	if (failed_only && !space->report.outcome.event) {
-		begin_life(space);
+	if (!prepare_attempt(runs_in, has_waited))
 		return false;
-	}
-	if (rate_limit) {
-		limit = find_limit(&d->owner, &space->report);
-		over = limit && !take_token(&limit->attempts, rate_limit,
-					    space->report.now);
-	}
-	if (over && limit->announced) { /* a flood's, as a rule: no event */
-		count_withheld(limit);
-		return false;
-	}
-	build_event(space->report.runs_in, has_waited);
-	if (over) {
-		if (!withhold(d, limit))
-			begin_life(space);
-		return false;
-	}
-	ring = look_at_ring(event_size());
-	if (ring == RING_HAS_ROOM || (!rate_limit && ring == RING_IS_FULL)) {
-		begin_life(space);
-		if (!send(ctx, d, limit))
-			count_as(lost);
-		return true;
-	}
-	if (!limit)
-		limit = find_limit(&d->owner, &space->report);
-	if (keep(d, limit) || !withhold(d, limit))
-		begin_life(space);
-	else if (ring == RING_IS_MISSING)
-		count_as(without_ring);
-	return false;
+	send(ctx, space, runs_in);
+	return true;
 }
 
-static __noinline bool deliver(void *ctx, struct workspace *space)
+static __always_inline bool deliver(void *ctx, struct workspace *space)
 {
 	return deliver_event(ctx, space, false);
 }
 
-static __noinline bool deliver_late(void *ctx, struct workspace *space)
+static __always_inline bool deliver_late(void *ctx, struct workspace *space)
 {
 	return deliver_event(ctx, space, true);
 }
 
-/* What became of an attempt that was reported costs its owner no more. */
-static __noinline bool deliver_outcome(void *ctx, struct workspace *space)
+static __always_inline bool deliver_outcome(void *ctx, struct workspace *space)
 {
-	struct delivery *d = &space->delivery;
-	enum ring ring = look_at_ring(event_size());
-	struct limit *limit;
+	__u32 runs_in = space->report.runs_in;
 
-	build_event(space->report.runs_in, false);
-	if (ring == RING_HAS_ROOM) {
-		if (!send(ctx, d, NULL))
-			count_lost(&d->event);
-		return true;
-	}
-	limit = find_limit(&d->owner, &space->report);
-	if (!keep(d, limit))
-		count_lost(&d->event);
-	return false;
+	if (!prepare_outcome(runs_in))
+		return false;
+	send(ctx, space, runs_in);
+	return true;
 }
 
 /* Tells what became of the report's attempt. True: an event was sent. */

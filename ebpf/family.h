@@ -13,6 +13,7 @@
 
 #include "params.h"
 #include "process.h"
+#include "read.h"
 
 #define YOUNG_NS NSEC_PER_SEC
 /* By how much an ancestor is older: more than links of a chain of forks are. */
@@ -25,19 +26,26 @@ static __always_inline bool is_young(__u64 started, __u64 now)
 	return now - started < YOUNG_NS;
 }
 
-/* The process ID of a young task's family, else 0. */
-static __noinline __u32 find_family(struct task_struct *task)
+/* Of the first thread of a process. Not static: verified once. */
+__noinline __u32 family_of(__u64 address)
 {
+	struct task_struct *task = (void *)address;
 	__u64 started = started_at(task);
 
 	if (!is_young(started, bpf_ktime_get_boot_ns()))
 		return 0;
 	for (int i = 0; i < MAX_GENERATIONS; i++) {
-		task = BPF_CORE_READ(task, group_leader, real_parent);
+		task = READ(task, group_leader, real_parent);
 		if (started - started_at(task) >= ELDER_NS)
-			return BPF_CORE_READ(task, tgid);
+			return READ(task, tgid);
 	}
 	return INIT_PID;
+}
+
+/* The process ID of a young task's family, else 0. */
+static __always_inline __u32 find_family(struct task_struct *task)
+{
+	return family_of((__u64)BPF_CORE_READ(task, group_leader));
 }
 
 #endif

@@ -13,6 +13,7 @@
 #include "arrivals.h"
 #include "owner.h"
 #include "params.h"
+#include "read.h"
 #include "report.h"
 #include "route.h"
 
@@ -31,15 +32,14 @@ struct sk_buff___redirect {
 static __always_inline bool is_sent_here(struct __sk_buff *ctx, __u8 version)
 {
 	struct sk_buff *skb = (void *)ctx;
-	struct net_device *dev = BPF_CORE_READ(skb, dev);
-	struct net *net = BPF_CORE_READ(dev, nd_net.net);
+	struct net_device *dev = READ(skb, dev);
+	struct net *net = READ(dev, nd_net.net);
 	struct rtable *route;
 
 	if (version == 6)
 		return !forwards_ipv6(net);
-	route = (void *)(BPF_CORE_READ(skb, _skb_refdst) & ~SKB_DST_NOREF);
-	return route ? !BPF_CORE_READ(route, rt_is_input) :
-		       !forwards_ipv4(dev, net);
+	route = (void *)(READ(skb, _skb_refdst) & ~SKB_DST_NOREF);
+	return route ? !READ(route, rt_is_input) : !forwards_ipv4(dev, net);
 }
 
 /*
@@ -68,7 +68,7 @@ static __always_inline bool is_doubtful(struct __sk_buff *ctx,
 	struct sk_buff *skb = (void *)ctx;
 
 	return a->proto == IPPROTO_UDP && bpf_core_field_exists(skb->_nfct) &&
-	       !(BPF_CORE_READ(skb, _nfct) & ~NFCT_INFOMASK) &&
+	       !(READ(skb, _nfct) & ~NFCT_INFOMASK) &&
 	       !is_sent_here(ctx, a->version);
 }
 
@@ -121,8 +121,8 @@ __noinline int is_forwarded(struct __sk_buff *skb)
 static __always_inline bool may_wait(struct __sk_buff *ctx,
 				     const struct report *report)
 {
-	struct net_device *dev = BPF_CORE_READ((struct sk_buff *)ctx, dev);
-	struct net *net = BPF_CORE_READ(dev, nd_net.net);
+	struct net_device *dev = READ((struct sk_buff *)ctx, dev);
+	struct net *net = READ(dev, nd_net.net);
 
 	if (report->attempt.proto == IPPROTO_TCP)
 		return !report->found.known;

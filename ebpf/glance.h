@@ -18,10 +18,10 @@
 
 #include "packet.h"
 #include "params.h"
+#include "read.h"
 #include "version.h"
 
 extern void *bpf_cast_to_kern_ctx(void *obj) __weak __ksym;
-extern void *bpf_rdonly_cast(const void *obj, __u32 btf_id) __weak __ksym;
 
 #define USUAL_IPV4 0x45 /* its first byte: the version, no options */
 

@@ -21,6 +21,7 @@
 #include "family.h"
 #include "follow.h"
 #include "process.h"
+#include "read.h"
 #include "report.h"
 
 #define SOCKFS_MAGIC 0x534F434B /* include/uapi/linux/magic.h */
@@ -65,12 +66,12 @@ struct {
 /* 0: it is no process's, or no more. */
 static __always_inline __u64 socket_number(struct sock *sk)
 {
-	struct socket *socket = BPF_CORE_READ(sk, sk_socket);
+	struct socket *socket = READ(sk, sk_socket);
 	struct socket_alloc *alloc =
 		(void *)socket -
 		bpf_core_field_offset(struct socket_alloc, socket);
 
-	return socket ? BPF_CORE_READ(alloc, vfs_inode.i_ino) : 0;
+	return socket ? READ(alloc, vfs_inode.i_ino) : 0;
 }
 
 static __always_inline void set_holder(struct holder *holder,
@@ -78,7 +79,7 @@ static __always_inline void set_holder(struct holder *holder,
 {
 	set_process_id(&holder->process, task);
 	holder->task = (__u64)task;
-	holder->tid = BPF_CORE_READ(task, pid);
+	holder->tid = READ(task, pid);
 	holder->family = find_family(task);
 	holder->descriptor = 0;
 }
@@ -104,7 +105,7 @@ static __always_inline void book_server(struct sock *sk)
 
 	known = bpf_map_lookup_elem(&listeners, &number);
 	if (known && known->server.task == (__u64)task &&
-	    known->server.tid == BPF_CORE_READ(task, pid))
+	    known->server.tid == READ(task, pid))
 		return;
 	if (!number || is_kernel_thread(task))
 		return;
@@ -149,14 +150,17 @@ static __always_inline struct heirs *heirs_of(const struct process *process)
 static __always_inline void add_heir(struct heirs *heirs,
 				     struct task_struct *task)
 {
-	__u64 count = heirs->count, pid = BPF_CORE_READ(task, tgid);
+	__u64 count = heirs->count, pid = READ(task, tgid);
+	struct process *free;
 
 	if (count >= MAX_HEIRS)
 		return;
+	free = &heirs->of[count];
+	barrier_var(free); /* Linux 5.10 forgets a bound that is on the stack */
 	for (int i = 0; i < MAX_HEIRS; i++)
 		if (i < count && heirs->of[i].pid == pid)
 			return;
-	set_process_id(&heirs->of[count], task);
+	set_process_id(free, task);
 	heirs->count = count + 1;
 }
 
@@ -170,7 +174,7 @@ static __always_inline bool has_children(struct task_struct *task)
 {
 	struct list_head *head = children_of(task);
 
-	return BPF_CORE_READ(head, next) != head;
+	return READ(head, next) != head;
 }
 
 /* The children of a thread. */
@@ -179,12 +183,12 @@ static __always_inline void add_children(struct heirs *heirs,
 {
 	struct list_head *head = children_of(parent), *node;
 
-	node = BPF_CORE_READ(head, next);
+	node = READ(head, next);
 	for (int i = 0; i < MAX_HEIRS && node && node != head; i++) {
 		add_heir(heirs,
 			 (void *)node - bpf_core_field_offset(
 						struct task_struct, sibling));
-		node = BPF_CORE_READ(node, next);
+		node = READ(node, next);
 	}
 }
 
@@ -195,8 +199,8 @@ static __always_inline void add_children(struct heirs *heirs,
  */
 static __always_inline void leave_heirs(struct task_struct *task)
 {
-	struct task_struct *leader = BPF_CORE_READ(task, group_leader), *parent;
-	bool lives = BPF_CORE_READ(task, signal, live.counter);
+	struct task_struct *leader = READ(task, group_leader), *parent;
+	bool lives = READ(task, signal, live.counter);
 	bool leaves = has_children(task);
 	struct process self, above;
 	struct heirs *mine, *parents;
@@ -211,7 +215,7 @@ static __always_inline void leave_heirs(struct task_struct *task)
 	}
 	if (lives || !bpf_map_lookup_elem(&heirs, &self))
 		return;
-	parent = BPF_CORE_READ(leader, real_parent);
+	parent = READ(leader, real_parent);
 	set_process_id(&above, parent);
 	if (above.pid == INIT_PID)
 		return;
@@ -223,22 +227,28 @@ static __always_inline void leave_heirs(struct task_struct *task)
 /* Whether an open file is the socket of that number. */
 static __always_inline bool is_socket(struct file *file, __u64 number)
 {
-	struct inode *inode = BPF_CORE_READ(file, f_inode);
+	struct inode *inode = READ(file, f_inode);
 
-	return inode && BPF_CORE_READ(inode, i_ino) == number &&
-	       BPF_CORE_READ(inode, i_sb, s_magic) == SOCKFS_MAGIC;
+	return inode && READ(inode, i_ino) == number &&
+	       READ(inode, i_sb, s_magic) == SOCKFS_MAGIC;
+}
+
+/* The same of an address, or 0. Not static: verified once, and not for each file. */
+__noinline int is_socket_of_file(__u64 address, __u64 number)
+{
+	return address && is_socket((void *)address, number);
 }
 
 static __always_inline bool is_socket_at(struct fdtable *table,
 					 __u32 descriptor, __u64 number)
 {
-	struct file **files = BPF_CORE_READ(table, fd);
+	struct file **files = READ(table, fd);
 	struct file *file = NULL;
 
-	if (descriptor >= BPF_CORE_READ(table, max_fds))
+	if (descriptor >= READ(table, max_fds))
 		return false;
 	bpf_probe_read_kernel(&file, sizeof(file), &files[descriptor]);
-	return file && is_socket(file, number);
+	return is_socket_of_file((__u64)file, number);
 }
 
 #define NOT_HELD (-1) /* by any descriptor */
@@ -251,8 +261,8 @@ static __always_inline bool is_socket_at(struct fdtable *table,
 __noinline int find_descriptor(__u64 address, __u64 number, __u32 from)
 {
 	struct fdtable *table = (void *)address;
-	struct file **files = BPF_CORE_READ(table, fd);
-	__u32 count = BPF_CORE_READ(table, max_fds);
+	struct file **files = READ(table, fd);
+	__u32 count = READ(table, max_fds);
 	struct file *file;
 
 	for (int i = 0; i < DESCRIPTORS; i++) {
@@ -260,7 +270,7 @@ __noinline int find_descriptor(__u64 address, __u64 number, __u32 from)
 			return NOT_HELD;
 		file = NULL;
 		bpf_probe_read_kernel(&file, sizeof(file), &files[from + i]);
-		if (file && is_socket(file, number))
+		if (file && is_socket_of_file((__u64)file, number))
 			return from + i;
 	}
 	return from + DESCRIPTORS >= count ? NOT_HELD : MAYBE_HELD;
@@ -291,9 +301,8 @@ static __always_inline struct task_struct *task_of(const struct holder *holder)
 	struct task_struct *leader = leader_of(&holder->process);
 	struct task_struct *task = (void *)holder->task;
 
-	if (leader && task && BPF_CORE_READ(task, pid) == holder->tid &&
-	    BPF_CORE_READ(task, tgid) == holder->process.pid &&
-	    !BPF_CORE_READ(task, exit_state))
+	if (leader && task && READ(task, pid) == holder->tid &&
+	    READ(task, tgid) == holder->process.pid && !READ(task, exit_state))
 		return task;
 	return leader;
 }

@@ -18,6 +18,7 @@
 
 #include "packet.h"
 #include "params.h"
+#include "read.h"
 #include "report.h"
 #include "socket.h"
 
@@ -87,7 +88,7 @@ static __always_inline void identify(struct __sk_buff *ctx,
 		return;
 	}
 	id->number = a->start;
-	id->buffer = (__u64)BPF_CORE_READ(skb, head);
+	id->buffer = (__u64)READ(skb, head);
 }
 
 static __always_inline bool was_seen_on(const struct sightings *s, __u32 device)
@@ -121,7 +122,6 @@ __noinline int is_copy(struct __sk_buff *skb)
 {
 	struct workspace *space = get_workspace(IN_PACKET);
 	struct sightings first = {}, *known;
-	__u64 now = bpf_ktime_get_ns();
 	struct packet_id id = {};
 	struct report *report;
 
@@ -130,12 +130,12 @@ __noinline int is_copy(struct __sk_buff *skb)
 	report = &space->report;
 	identify(skb, report, &id);
 	known = bpf_map_lookup_elem(&attempts, &id);
-	if (known && is_copy_on(known, report->device, now)) {
+	if (known && is_copy_on(known, report->device, report->now)) {
 		report->retries = known->retries;
 		return !copies;
 	}
 
-	first.since = now;
+	first.since = report->now;
 	first.count = 1;
 	first.devices[0] = report->device;
 	if (known && report->attempt.proto == IPPROTO_TCP) {
@@ -151,7 +151,7 @@ __noinline int is_copy(struct __sk_buff *skb)
 
 /* A UDP flow, or what is asked and answered between two low ports. */
 struct flow {
-	__u64 last; /* bpf_ktime_get_ns(): of the initiator's, or of either's */
+	__u64 last; /* ns since the boot: of the initiator's, or of either's */
 	__u64 answered; /* when its last datagram was, or 0 */
 	__u64 egress; /* whether this side is the initiator */
 };
@@ -177,10 +177,9 @@ static __always_inline void begin_flow(const struct tuple *key, bool egress,
  * over can begin again by its initiator alone.
  */
 static __always_inline bool is_of_known_flow(const struct tuple *key,
-					     bool egress)
+					     bool egress, __u64 now)
 {
 	struct flow *flow = bpf_map_lookup_elem(&flows, key);
-	__u64 now = bpf_ktime_get_ns();
 	bool known;
 
 	if (!flow) {
@@ -198,10 +197,10 @@ static __always_inline bool is_of_known_flow(const struct tuple *key,
  * it asked to the low port that it came from. What the same side sends later is
  * its own.
  */
-static __always_inline bool is_answer(const struct tuple *key, bool egress)
+static __always_inline bool is_answer(const struct tuple *key, bool egress,
+				      __u64 now)
 {
 	struct flow *flow = bpf_map_lookup_elem(&flows, key);
-	__u64 now = bpf_ktime_get_ns();
 
 	if (flow && flow->egress == egress) {
 		flow->last = now;
@@ -240,8 +239,8 @@ static __always_inline bool is_of_flow(const struct tuple *ends,
 	struct tuple key;
 
 	set_flow_key(&key, ends, report);
-	return udp_flows ? is_of_known_flow(&key, egress) :
-			   is_answer(&key, egress);
+	return udp_flows ? is_of_known_flow(&key, egress, report->now) :
+			   is_answer(&key, egress, report->now);
 }
 
 /* The ends of a datagram that can go on with what was an attempt. */

@@ -19,6 +19,7 @@
 #include "holders.h"
 #include "packet.h"
 #include "raw.h"
+#include "read.h"
 #include "report.h"
 #include "socket.h"
 
@@ -196,9 +197,12 @@ static __always_inline struct senders *get_senders(void)
 static __always_inline struct owner *find_shared(struct port_key *key,
 						 struct question *q)
 {
+	__u64 slots = slots_in(bucket_of(&key->local));
 	struct owner *owner, *found = NULL;
 
 	for (int i = 0; i < MAX_SHARED; i++) {
+		if (!is_used(slots, i))
+			continue;
 		key->slot = i;
 		owner = bpf_map_lookup_elem(&ports, key);
 		if (!owner)
@@ -265,7 +269,11 @@ static __always_inline void consider_port(struct senders *found,
 					  struct port_key *key,
 					  const struct tuple *t)
 {
+	__u64 slots = slots_in(bucket_of(&key->local));
+
 	for (int i = 0; i < MAX_SHARED; i++) {
+		if (!is_used(slots, i))
+			continue;
 		key->slot = i;
 		consider(found, bpf_map_lookup_elem(&ports, key), t);
 	}
@@ -322,7 +330,7 @@ static __always_inline void find_holder(struct workspace *space, bool egress)
 	struct search *search = &space->search;
 	struct found *found = &space->report.found;
 
-	if (egress && BPF_CORE_READ(task, tgid) != search->opener.process.pid &&
+	if (egress && READ(task, tgid) != search->opener.process.pid &&
 	    descriptor_of(task, 0, search->number, 1) >= 0) {
 		set_server(space, task, find_family(task));
 		return;

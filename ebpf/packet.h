@@ -16,6 +16,7 @@
 #include <bpf/bpf_helpers.h>
 
 #include "params.h"
+#include "read.h"
 
 /* include/uapi/linux/if_packet.h, if_arp.h, if_ether.h */
 #define PACKET_HOST 0
@@ -144,9 +145,8 @@ struct attempt {
 __noinline int header_offset(struct __sk_buff *ctx, __u32 base)
 {
 	struct sk_buff *skb = (void *)ctx;
-	__u16 header = base == BPF_HDR_START_MAC ?
-			       BPF_CORE_READ(skb, mac_header) :
-			       BPF_CORE_READ(skb, network_header);
+	__u16 header = base == BPF_HDR_START_MAC ? READ(skb, mac_header) :
+						   READ(skb, network_header);
 
 	return header - (BPF_CORE_READ(skb, data) - BPF_CORE_READ(skb, head));
 }
@@ -409,7 +409,7 @@ static __always_inline bool is_group_address(const struct attempt *a)
 static __always_inline bool is_group_frame(struct __sk_buff *ctx)
 {
 	struct sk_buff *skb = (void *)ctx;
-	__u16 type = BPF_CORE_READ(skb, dev, type);
+	__u16 type = READ(skb, dev, type);
 	__u8 mac;
 
 	return (type == ARPHRD_ETHER || type == ARPHRD_LOOPBACK) &&
@@ -425,7 +425,7 @@ static __always_inline __u32 netns_of(const struct __sk_buff *ctx)
 {
 	struct sk_buff *skb = (void *)ctx;
 
-	return ctx->cb[0] ?: BPF_CORE_READ(skb, dev, nd_net.net, ns.inum);
+	return ctx->cb[0] ?: READ(skb, dev, nd_net.net, ns.inum);
 }
 
 /* Sent or received by this namespace; not everyone's, nor another host's. */

@@ -14,19 +14,20 @@
 #include <gadget/types.h>
 
 #include "../program.h"
+#include "read.h"
 
 #define PF_KTHREAD 0x00200000 /* include/linux/sched.h */
 
 /* A kernel thread (NFS, an MPTCP subflow) works for somebody who is not known. */
 static __always_inline bool is_kernel_thread(struct task_struct *task)
 {
-	return BPF_CORE_READ(task, flags) & PF_KTHREAD;
+	return READ(task, flags) & PF_KTHREAD;
 }
 
 /* When the task's process was started, ns since the boot. */
 static __always_inline __u64 started_at(struct task_struct *task)
 {
-	return BPF_CORE_READ(task, group_leader, start_boottime);
+	return READ(task, group_leader, start_boottime);
 }
 
 /* Fills in a task's process as it is now, and the task's own name. */
@@ -34,18 +35,18 @@ static __always_inline void read_process(struct gadget_process *proc,
 					 char thread[THREAD_LEN],
 					 struct task_struct *task)
 {
-	struct task_struct *parent = BPF_CORE_READ(task, real_parent);
+	struct task_struct *parent = READ(task, real_parent);
 
-	proc->pid = BPF_CORE_READ(task, tgid);
-	proc->tid = BPF_CORE_READ(task, pid);
-	proc->creds.uid = BPF_CORE_READ(task, cred, uid.val);
-	proc->creds.gid = BPF_CORE_READ(task, cred, gid.val);
-	proc->mntns_id = BPF_CORE_READ(task, nsproxy, mnt_ns, ns.inum);
+	proc->pid = READ(task, tgid);
+	proc->tid = READ(task, pid);
+	proc->creds.uid = READ(task, cred, uid.val);
+	proc->creds.gid = READ(task, cred, gid.val);
+	proc->mntns_id = READ(task, nsproxy, mnt_ns, ns.inum);
 	BPF_CORE_READ_INTO(&proc->comm, task, group_leader, comm);
 	bpf_probe_read_kernel(thread, THREAD_LEN, &task->comm);
 
-	proc->parent.pid = BPF_CORE_READ(parent, tgid);
-	proc->parent.tid = BPF_CORE_READ(parent, pid);
+	proc->parent.pid = READ(parent, tgid);
+	proc->parent.tid = READ(parent, pid);
 	BPF_CORE_READ_INTO(&proc->parent.comm, parent, group_leader, comm);
 }
 
@@ -63,10 +64,9 @@ struct process {
 static __always_inline void set_process_id(struct process *process,
 					   struct task_struct *task)
 {
-	process->pid_struct =
-		(__u64)BPF_CORE_READ(task, group_leader, thread_pid);
+	process->pid_struct = (__u64)READ(task, group_leader, thread_pid);
 	process->started = started_at(task);
-	process->pid = BPF_CORE_READ(task, tgid);
+	process->pid = READ(task, tgid);
 }
 
 static __always_inline bool is_same_process(const struct process *a,
@@ -85,15 +85,15 @@ static __always_inline struct task_struct *leader_of(
 
 	if (!pid)
 		return NULL;
-	node = BPF_CORE_READ(pid, tasks[PIDTYPE_TGID].first);
+	node = READ(pid, tasks[PIDTYPE_TGID].first);
 	if (!node)
 		return NULL;
 	task = (void *)node -
 	       bpf_core_field_offset(struct task_struct, pid_links) -
 	       PIDTYPE_TGID * sizeof(*node);
-	if (BPF_CORE_READ(task, tgid) != process->pid ||
+	if (READ(task, tgid) != process->pid ||
 	    started_at(task) != process->started ||
-	    !BPF_CORE_READ(task, signal, live.counter))
+	    !READ(task, signal, live.counter))
 		return NULL;
 	return task;
 }

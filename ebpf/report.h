@@ -168,16 +168,13 @@ static __always_inline void set_ends(struct tuple *ends, __u32 netns,
 	ends->proto = a->proto;
 }
 
-/* No field is left of another report. */
+/* Of a packet's attempt, in what has nothing else. */
 static __always_inline void begin_report(struct report *report,
-					 const struct __sk_buff *skb,
-					 const struct attempt *a)
+					 const struct __sk_buff *skb)
 {
-	__builtin_memset(report, 0, sizeof(*report));
 	report->time = report->now = bpf_ktime_get_boot_ns();
 	report->device = skb->ifindex;
-	report->attempt = *a;
-	set_ends(&report->ends, netns_of(skb), a);
+	set_ends(&report->ends, netns_of(skb), &report->attempt);
 	report->socket = report->ends;
 }
 

@@ -12,6 +12,8 @@
 #include <bpf/bpf_core_read.h>
 #include <bpf/bpf_helpers.h>
 
+#include "read.h"
+
 /* What a record has besides its data, and is rounded up to; in bytes. */
 #define RECORD_OVERHEAD 32 /* see perf_prepare_sample() */
 
@@ -54,9 +56,9 @@ static __always_inline struct perf_event *ring_event(void)
 				      cpu * sizeof(void *));
 	if (!entry)
 		return NULL;
-	event = BPF_CORE_READ(entry, event);
+	event = READ(entry, event);
 	/* A CPU that was offline meanwhile does not serve it any more. */
-	return BPF_CORE_READ(event, oncpu) == cpu ? event : NULL;
+	return READ(event, oncpu) == cpu ? event : NULL;
 }
 
 /* Whether a record of so many bytes fits: see ring_buffer_has_space(). */
@@ -69,13 +71,13 @@ static __always_inline enum ring look_at_ring(__u64 bytes)
 
 	if (!event)
 		return RING_IS_MISSING;
-	rb = BPF_CORE_READ(event, rb);
+	rb = READ(event, rb);
 	if (!rb)
 		return RING_IS_MISSING;
-	page = BPF_CORE_READ(rb, user_page);
+	page = READ(rb, user_page);
 	bpf_core_read(&head, sizeof(head), &rb->head);
-	used = head - BPF_CORE_READ(page, data_tail);
-	if (used + bytes + RECORD_OVERHEAD >= BPF_CORE_READ(page, data_size))
+	used = head - READ(page, data_tail);
+	if (used + bytes + RECORD_OVERHEAD >= READ(page, data_size))
 		return RING_IS_FULL;
 	return RING_HAS_ROOM;
 }

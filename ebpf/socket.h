@@ -12,6 +12,8 @@
 #include <bpf/bpf_helpers.h>
 #include <gadget/types.h>
 
+#include "read.h"
+
 /* include/linux/socket.h */
 #define AF_INET 2
 #define AF_INET6 10
@@ -67,11 +69,11 @@ static __always_inline bool is_v4mapped(const union gadget_ip_addr_t *addr)
 /* The last port that the socket had, also when it has just given it back. */
 static __always_inline __u16 local_port(struct sock *sk)
 {
-	__u16 num = BPF_CORE_READ(sk, __sk_common.skc_num);
+	__u16 num = READ(sk, __sk_common.skc_num);
 
 	if (num)
 		return num;
-	return bpf_ntohs(BPF_CORE_READ((struct inet_sock *)sk, inet_sport));
+	return bpf_ntohs(READ((struct inet_sock *)sk, inet_sport));
 }
 
 static __always_inline void read_ipv6_socket(struct sock *sk, struct tuple *t)
@@ -85,8 +87,8 @@ static __always_inline void read_ipv4_socket(struct sock *sk, struct tuple *t)
 {
 	__builtin_memset(&t->local, 0, sizeof(t->local));
 	__builtin_memset(&t->remote, 0, sizeof(t->remote));
-	t->local.v4 = BPF_CORE_READ(sk, __sk_common.skc_rcv_saddr);
-	t->remote.v4 = BPF_CORE_READ(sk, __sk_common.skc_daddr);
+	t->local.v4 = READ(sk, __sk_common.skc_rcv_saddr);
+	t->remote.v4 = READ(sk, __sk_common.skc_daddr);
 	t->version = 4;
 }
 
@@ -97,25 +99,25 @@ static __always_inline void read_ipv4_socket(struct sock *sk, struct tuple *t)
  */
 static __always_inline bool is_socket_of(struct sock *sk, __u8 proto)
 {
-	__u16 protocol = BPF_CORE_READ(sk, sk_protocol);
+	__u16 protocol = READ(sk, sk_protocol);
 
 	if (proto == IPPROTO_TCP)
 		return (protocol == IPPROTO_TCP || protocol == IPPROTO_MPTCP) &&
-		       BPF_CORE_READ(sk, sk_type) == SOCK_STREAM;
-	return protocol == proto && BPF_CORE_READ(sk, sk_type) == SOCK_DGRAM;
+		       READ(sk, sk_type) == SOCK_STREAM;
+	return protocol == proto && READ(sk, sk_type) == SOCK_DGRAM;
 }
 
 /* Of the SYN, in tcp_connect(): see tcp_connect_init(). */
 static __always_inline __u32 initial_sequence(struct sock *sk)
 {
-	return BPF_CORE_READ((struct tcp_sock *)sk, write_seq);
+	return READ((struct tcp_sock *)sk, write_seq);
 }
 
 /* Fills in a tuple that is all zero, also of a request for a connection. */
 static __always_inline bool read_ends(struct sock *sk, __u8 proto,
 				      struct tuple *t)
 {
-	__u16 family = BPF_CORE_READ(sk, __sk_common.skc_family);
+	__u16 family = READ(sk, __sk_common.skc_family);
 
 	if (family == AF_INET6) {
 		read_ipv6_socket(sk, t);
@@ -127,9 +129,9 @@ static __always_inline bool read_ends(struct sock *sk, __u8 proto,
 		return false;
 	}
 
-	t->netns = BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum);
+	t->netns = READ(sk, __sk_common.skc_net.net, ns.inum);
 	t->local_port = local_port(sk);
-	t->remote_port = bpf_ntohs(BPF_CORE_READ(sk, __sk_common.skc_dport));
+	t->remote_port = bpf_ntohs(READ(sk, __sk_common.skc_dport));
 	t->proto = proto;
 	return true;
 }
@@ -154,8 +156,8 @@ static __always_inline bool is_ipv6only(struct sock *sk)
  */
 static __always_inline bool has_unsent(struct sock *sk)
 {
-	return BPF_CORE_READ(sk, sk_wmem_alloc.refs.counter) > 1 ||
-	       BPF_CORE_READ(sk, __sk_common.skc_refcnt.refs.counter) > 2;
+	return READ(sk, sk_wmem_alloc.refs.counter) > 1 ||
+	       READ(sk, __sk_common.skc_refcnt.refs.counter) > 2;
 }
 
 /* Of those that take what comes to one port by turns (SO_REUSEPORT). */

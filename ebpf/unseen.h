@@ -17,6 +17,7 @@
 #include "deliver.h"
 #include "owner.h"
 #include "params.h"
+#include "read.h"
 #include "report.h"
 #include "socket.h"
 #include "watched.h"

@@ -62,8 +62,10 @@ static __always_inline struct bpf_prog *called_by(struct bpf_prog *prog)
 	return called;
 }
 
-static __always_inline bool has_filter(struct sock *sk)
+/* Not static: verified once, and not for each socket. */
+__noinline int has_filter(__u64 address)
 {
+	struct sock *sk = (void *)address;
 	struct bpf_prog *prog = BPF_CORE_READ(sk, sk_filter, prog);
 	struct bpf_prog *called;
 
@@ -83,7 +85,7 @@ __noinline int is_watched(__u64 address)
 	for (int i = 0; i < MAX_PACKET_SOCKETS && node; i++) {
 		sk = (void *)node -
 		     bpf_core_field_offset(struct sock, __sk_common.skc_node);
-		if (has_filter(sk))
+		if (has_filter((__u64)sk))
 			return true;
 		node = BPF_CORE_READ(node, next);
 	}

@@ -16,6 +16,7 @@ const (
 	connectionBook = "connections"
 	synBook        = "syns"
 	portBook       = "ports"
+	slotBook       = "used_slots"
 	rawBook        = "raw_senders"
 	askedBook      = "asked" // of the hooks
 	pageBook       = "sockets"
@@ -35,7 +36,7 @@ const (
 
 // allBooks are those that the socket filter has.
 var allBooks = []string{
-	connectionBook, synBook, portBook, rawBook, pageBook, pathBook,
+	connectionBook, synBook, portBook, slotBook, rawBook, pageBook, pathBook,
 	listenerBook, arrivalBook, arrivingBook, endingBook, limitBook, tellingBook, flowBook, unsentBook, announcedBook, queuedBook, counterBook,
 }
 
@@ -224,6 +225,30 @@ func (g *gadget) bookPort(tb testing.TB, e entry) {
 	tb.Helper()
 	e.remote = netip.AddrPort{}
 	g.write(tb, portBook, e, "local.")
+	g.useSlot(tb, e)
+}
+
+// useSlot has the filter look where an open port is.
+func (g *gadget) useSlot(tb testing.TB, e entry) {
+	tb.Helper()
+	const buckets = 4096 // of ports, by the kind of address
+	var slots [8]byte
+	if e.slot >= uint64(len(slots)) {
+		return
+	}
+	kind := uint32(0)
+	switch e.local.Addr() {
+	case netip.IPv4Unspecified():
+		kind = 1
+	case netip.IPv6Unspecified():
+		kind = 2
+	}
+	bucket := kind*buckets + uint32(e.local.Port())%buckets
+	err := g.books[slotBook].Lookup(bucket, &slots)
+	slots[e.slot] = 1
+	if err := errors.Join(err, g.books[slotBook].Put(bucket, slots)); err != nil {
+		tb.Fatalf("booking %+v: %v", e, err)
+	}
 }
 
 // bookConnection books a socket by both of its ends.
