@@ -342,7 +342,7 @@ static __always_inline void find_holder(struct workspace *space, bool egress)
 
 /* Names an owner, if it is still the one that was found. */
 static __always_inline enum verdict name_owner(struct workspace *space,
-					       const struct owner *owner,
+					       struct owner *owner,
 					       const struct tuple *ends)
 {
 	struct report *report = &space->report;
@@ -355,8 +355,11 @@ static __always_inline enum verdict name_owner(struct workspace *space,
 	__builtin_memset(&space->search.server, 0, sizeof(struct holder));
 	if (!is_still(owner, &report->found, ends))
 		return GONE;
-	if (is_port)
+	if (is_port) {
 		find_holder(space, report->attempt.egress);
+		/* The next one is found there at once. */
+		owner->holder.descriptor = space->search.opener.descriptor;
+	}
 	return BOOKED;
 }
 
