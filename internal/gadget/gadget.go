@@ -41,6 +41,10 @@ type Options struct {
 	// Verbose passes IG's own messages below a warning on to standard error.
 	Verbose bool
 
+	// OnMessage, if not nil, gets each of IG's own messages as it comes, from any
+	// goroutine: they tell how far a start is.
+	OnMessage func(string)
+
 	// AutoMount makes IG mount bpffs, debugfs and tracefs where they are not, for
 	// good. Without, the lack of the latter two is an error. The first run of a
 	// process decides.
@@ -101,7 +105,7 @@ func Run(ctx context.Context, o Options) (s Summary, err error) {
 		return s, err
 	}
 
-	r := &run{older: make(chan struct{}), options: o, files: files, log: newLog(o.Verbose), drain: newDrain(), account: newAccount(), ready: make(chan struct{})}
+	r := &run{older: make(chan struct{}), options: o, files: files, log: newLog(o), drain: newDrain(), account: newAccount(), ready: make(chan struct{})}
 	defer func() { err = errors.Join(err, r.close()) }()
 	if o.followed() != "" {
 		r.talked = newTalked()

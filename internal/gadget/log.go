@@ -38,9 +38,9 @@ type log struct {
 	sink *sink
 }
 
-func newLog(verbose bool) *log {
-	s := &sink{level: logger.WarnLevel, failedIterator: make(chan struct{})}
-	if verbose {
+func newLog(o Options) *log {
+	s := &sink{level: logger.WarnLevel, onMessage: o.OnMessage, failedIterator: make(chan struct{})}
+	if o.Verbose {
 		s.level = logger.DebugLevel
 	}
 	return &log{Logger: logger.NewFromGenericLogger(s), sink: s}
@@ -64,7 +64,8 @@ func (l *log) lost() uint64 {
 }
 
 type sink struct {
-	level logger.Level
+	level     logger.Level
+	onMessage func(string) // or nil
 
 	failedIterator chan struct{} // closed when one has
 
@@ -112,6 +113,9 @@ func (s *sink) Logf(severity logger.Level, format string, params ...any) {
 
 // write keeps errors for the end of the run and prints the rest.
 func (s *sink) write(severity logger.Level, message string) {
+	if s.onMessage != nil {
+		s.onMessage(message)
+	}
 	if severity <= logger.ErrorLevel {
 		s.mu.Lock()
 		s.errs = append(s.errs, errors.New(message))
