@@ -60,8 +60,8 @@ struct {
 } latest_arrival SEC(".maps");
 
 struct arriving {
-	__u64 begun; /* arrivals that have waited */
-	__u64 ended; /* of them, that do so no more */
+	__u64 begun; /* arrivals that were to wait */
+	__u64 ended; /* of them, that do not, or no more */
 	__u64 queued;
 	__u64 unqueued;
 	__u64 answered; /* by the kernel: a listener took it */
@@ -98,6 +98,18 @@ static __always_inline struct arriving *get_arriving(void)
 	return bpf_map_lookup_elem(&arriving, &zero);
 }
 
+/* None ends before it has begun: what is read first cannot be ahead. */
+static __always_inline bool awaits_answers(void)
+{
+	volatile struct arriving *a = get_arriving();
+	__u64 ended;
+
+	if (!a)
+		return false;
+	ended = a->ended;
+	return a->begun != ended;
+}
+
 static __always_inline struct arrival *get_latest_arrival(void)
 {
 	__u32 zero = 0;
@@ -126,6 +138,17 @@ static __always_inline __u8 hops_of(struct __sk_buff *ctx, __u8 version)
 	return hops;
 }
 
+/* It waits no longer; true for one program alone. */
+static __always_inline bool end_arrival(const struct arrival *key)
+{
+	struct arriving *a = get_arriving();
+
+	if (!a || bpf_map_delete_elem(&arrivals, key))
+		return false;
+	__sync_fetch_and_add(&a->ended, 1);
+	return true;
+}
+
 /* False: it does not wait, as there is no room, or the same one does. */
 static __always_inline bool await_answer(struct __sk_buff *skb,
 					 struct report *report)
@@ -138,26 +161,17 @@ static __always_inline bool await_answer(struct __sk_buff *skb,
 		return false;
 	report->hops = hops_of(skb, report->attempt.version);
 	report->found.task = 0; /* it may have ended when this is told */
-	if (bpf_map_update_elem(&arrivals, &key, report, BPF_NOEXIST))
+	__sync_fetch_and_add(&a->begun, 1); /* before it can end */
+	if (bpf_map_update_elem(&arrivals, &key, report, BPF_NOEXIST)) {
+		__sync_fetch_and_add(&a->ended, 1);
 		return false;
+	}
 	if (bpf_map_push_elem(&pending, &key, 0)) {
-		bpf_map_delete_elem(&arrivals, &key);
+		end_arrival(&key);
 		return false;
 	}
 	*latest = key;
-	__sync_fetch_and_add(&a->begun, 1);
 	__sync_fetch_and_add(&a->queued, 1);
-	return true;
-}
-
-/* It waits no longer; true for one program alone. */
-static __always_inline bool end_arrival(const struct arrival *key)
-{
-	struct arriving *a = get_arriving();
-
-	if (!a || bpf_map_delete_elem(&arrivals, key))
-		return false;
-	__sync_fetch_and_add(&a->ended, 1);
 	return true;
 }
 
@@ -460,7 +474,7 @@ static __always_inline void answer(void *ctx, struct sock *sk,
 	struct report *report;
 	__u64 number;
 
-	if (!a || a->begun == a->ended)
+	if (!a || !awaits_answers())
 		return;
 	space = get_workspace(IN_HOOK);
 	if (!space || !read_segment(skb, sk, &taken))

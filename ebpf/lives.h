@@ -113,7 +113,8 @@ static __always_inline void begin_life(struct workspace *space)
 		life->report.retries = report->retries;
 		return;
 	}
-	if (life) /* it has ended unheard */
+	/* It has ended unheard. */
+	if (life && !bpf_map_delete_elem(&lives, key))
 		__sync_fetch_and_add(&l->ended, 1);
 	life = bpf_map_lookup_elem(&new_lives, &index);
 	if (!life)
@@ -125,8 +126,21 @@ static __always_inline void begin_life(struct workspace *space)
 	life->begun = report->attempt.egress && report->found.called ?
 			      report->found.called :
 			      report->time;
-	if (!bpf_map_update_elem(&lives, key, life, BPF_ANY))
-		__sync_fetch_and_add(&l->begun, 1);
+	__sync_fetch_and_add(&l->begun, 1); /* before it can be asked for */
+	if (bpf_map_update_elem(&lives, key, life, BPF_ANY))
+		__sync_fetch_and_add(&l->ended, 1);
+}
+
+/* None ends before it has begun: what is read first cannot be ahead. */
+static __always_inline bool has_lives(void)
+{
+	volatile struct living *l = get_living();
+	__u64 ended;
+
+	if (!l)
+		return false;
+	ended = l->ended;
+	return l->begun != ended;
 }
 
 static __always_inline struct life *find_life(const struct life_key *key)

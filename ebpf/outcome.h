@@ -293,11 +293,10 @@ static __always_inline void find_arrived(void *ctx, struct sock *sk,
 					 __u32 runs_in)
 {
 	struct workspace *space = get_workspace(runs_in);
-	struct arriving *a = get_arriving();
 	struct arrival *arrival;
 	struct report *report;
 
-	if (!space || !a || a->begun == a->ended)
+	if (!space || !awaits_answers())
 		return;
 	arrival = &space->arrival;
 	arrival->ends = key->ends;
@@ -369,7 +368,8 @@ static __always_inline void change_state(void *ctx, struct sock *sk, int from,
 
 	if (from == TCP_SYN_SENT_STATE)
 		end_wait(ctx, sk, runs_in);
-	if (!wants_outcome() || !is_turn(from, to) || is_twin(sk, from, to) ||
+	if (!wants_outcome() || !is_turn(from, to) ||
+	    !(has_lives() || awaits_answers()) || is_twin(sk, from, to) ||
 	    READ(sk, sk_protocol) != IPPROTO_TCP ||
 	    !read_socket(sk, IPPROTO_TCP, &key.ends))
 		return;
