@@ -29,6 +29,7 @@ type filter struct {
 	ethernet bool
 	close    func()
 	maps     map[string]*ebpf.Map
+	ring     *ring // what it delivers to, if it is read
 }
 
 // The names under which they are printed; nothing is measured but net of the first.
@@ -65,6 +66,9 @@ var guarded = []maker{
 	{ourFilter, ours},
 }
 
+// stable is the floor for real traffic, where a filter finds the link header first.
+var stable = maker{stableFilter, func() (filter, error) { return fromInstructions(floor(asm.FnSkbLoadBytesRelative)...) }}
+
 // makers are all of them.
 func makers() []maker {
 	gadgetFilter := func(gadget, function string) func() (filter, error) {
@@ -80,7 +84,7 @@ func makers() []maker {
 	return []maker{
 		guarded[0],
 		guarded[1],
-		{stableFilter, func() (filter, error) { return fromInstructions(floor(asm.FnSkbLoadBytesRelative)...) }},
+		stable,
 		{loadsFilter, func() (filter, error) { return fromInstructions(absoluteLoads()...) }},
 		guarded[3],
 		{tcpdumpers, func() (filter, error) {

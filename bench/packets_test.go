@@ -33,35 +33,15 @@ type measured struct {
 // BenchmarkPackets measures what a packet costs that is no attempt: with this gadget's
 // filter, and with others.
 func BenchmarkPackets(b *testing.B) {
-	measureAll(b, makers(), kinds(), func(m *measured) error {
-		return errors.Join(tell("packets", m.rows()), m.plot())
-	})
-}
-
-// BenchmarkAttempts measures what an attempt costs that a host receives, with all that
-// the gadget does for it but its delivery, as nobody reads: it is of nobody known, it
-// waits for the kernel's answer until the next one comes, and no limit is in its way.
-func BenchmarkAttempts(b *testing.B) {
-	all := makers()
-	for i := range all {
-		if all[i].name == ourFilter {
-			all[i].make = func() (filter, error) { return oursWith(map[string]any{"rate_limit": uint32(0)}) }
-		}
-	}
-	measureAll(b, all, attempts(), func(m *measured) error { return tell("attempts", m.rows()) })
-}
-
-// measureAll loads filters, measures them with all kinds of packets, and tells.
-func measureAll(b *testing.B, all []maker, kinds []kind, tell func(*measured) error) {
-	filters, closeAll, err := load(all)
+	filters, closeAll, err := load(makers())
 	if err != nil {
 		b.Fatal(err)
 	}
 	defer closeAll()
 	for b.Loop() {
-		m, err := measure(kinds, filters)
+		m, err := measure(kinds(), filters)
 		if err == nil {
-			err = tell(m)
+			err = errors.Join(tell("packets", m.rows()), m.plot())
 		}
 		if err != nil {
 			b.Fatal(err)
@@ -77,7 +57,7 @@ func measure(kinds []kind, filters []filter) (*measured, error) {
 	for i := range kinds {
 		m.rounds[i] = make([][]float64, len(filters))
 	}
-	for _, k := range kinds {
+	for _, k := range slices.Concat(kinds, attempts()) {
 		for _, f := range filters {
 			if err := f.verify(k); err != nil {
 				return nil, err
@@ -164,8 +144,7 @@ func (m *measured) index(name string) int {
 // leastNs: a floor below it is too near to nothing for a ratio to mean something.
 const leastNs = 5
 
-// rows are the table's, its head first: ns, and in brackets the ratio to the floor,
-// which is none of an attempt.
+// rows are the table's, its head first: ns, and in brackets the ratio to the floor.
 func (m *measured) rows() [][]string {
 	head := []string{"ns a packet (of the floor)"}
 	for _, f := range m.filters[1:] {
@@ -177,7 +156,7 @@ func (m *measured) rows() [][]string {
 		row := []string{k.name}
 		for j := range m.filters[1:] {
 			cell := fmt.Sprintf("%.1f", m.net(i, j+1))
-			if !k.attempt && m.net(i, floor) >= leastNs && j+1 != floor {
+			if m.net(i, floor) >= leastNs && j+1 != floor {
 				cell += fmt.Sprintf(" (%.2f)", m.ratio(i, j+1, floor))
 			}
 			row = append(row, cell)

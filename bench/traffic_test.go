@@ -183,16 +183,11 @@ type transfer struct {
 // send makes iperf3 send from this thread's network namespace while a tap is attached.
 func (h *hostPair) send(s stream, t tap) (transfer, error) {
 	if t.attach != nil {
-		// With no protocol it gets nothing, until the filter is there.
-		socket, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
+		socket, err := listen(t.attach)
 		if err != nil {
 			return transfer{}, err
 		}
 		defer unix.Close(socket)
-		all := unix.SockaddrLinklayer{Protocol: onWire(unix.ETH_P_ALL)}
-		if err := errors.Join(t.attach(socket), unix.Bind(socket, &all)); err != nil {
-			return transfer{}, err
-		}
 	}
 	arguments := []string{"-J", "-t", strconv.Itoa(trafficSeconds), "-c", h.server}
 	out, err := exec.Command("iperf3", append(arguments, s.arguments...)...).Output()
@@ -216,6 +211,20 @@ func (h *hostPair) send(s stream, t tap) (transfer, error) {
 		return transfer{udp.Rate * (1 - udp.Lost/100), udp.Bytes}, nil
 	}
 	return transfer{report.End.Received.Rate, report.End.Sent.Bytes}, nil
+}
+
+// listen opens a packet socket for all packets of this thread's network namespace.
+func listen(attach func(socket int) error) (int, error) {
+	// With no protocol it gets nothing, until the filter is there.
+	socket, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return -1, err
+	}
+	all := unix.SockaddrLinklayer{Protocol: onWire(unix.ETH_P_ALL)}
+	if err := errors.Join(attach(socket), unix.Bind(socket, &all)); err != nil {
+		return -1, errors.Join(err, unix.Close(socket))
+	}
+	return socket, nil
 }
 
 func attachProgram(p *ebpf.Program) func(int) error {
@@ -252,33 +261,78 @@ func loopback() (*hostPair, error) {
 
 // vethPair is each in a namespace of its own.
 func vethPair() (*hostPair, error) {
-	leave, err := enterNew()
+	server, leave, err := enterPair()
 	if err != nil {
 		return nil, err
 	}
-	sender, err := netns.Get()
+	defer server.Close()
+	var pair *hostPair
+	err = within(server, func() (err error) {
+		pair, err = serve(serverIPv4, leave)
+		return err
+	})
+	return pair, err
+}
+
+// The addresses of a pair's ends: those of the frames as well.
+const (
+	clientIPv4 = "192.0.2.1"
+	serverIPv4 = "192.0.2.2"
+	clientIPv6 = "2001:db8::1"
+	serverIPv6 = "2001:db8::2"
+)
+
+// The devices of a pair.
+const (
+	clientDevice = "client"
+	serverDevice = "server"
+)
+
+// enterPair brings this thread into a new network namespace, with a device that leads
+// to another one's.
+func enterPair() (server netns.NsHandle, leave func() error, err error) {
+	leave, err = enterNew()
 	if err != nil {
-		return nil, errors.Join(err, leave())
+		return netns.None(), nil, err
 	}
-	defer sender.Close()
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, leave())
+		}
+	}()
+	client, err := netns.Get()
+	if err != nil {
+		return netns.None(), nil, err
+	}
+	defer client.Close()
 	leaveServer, err := enterNew()
 	if err != nil {
-		return nil, errors.Join(err, leave())
+		return netns.None(), nil, err
 	}
-	veth := netlink.NewVeth(netlink.LinkAttrs{Name: "server"})
-	veth.PeerName, veth.PeerNamespace = "client", netlink.NsFd(sender)
-	err = errors.Join(netlink.LinkAdd(veth), raise("server", "192.0.2.1/24"))
+	veth := netlink.NewVeth(netlink.LinkAttrs{Name: serverDevice})
+	veth.PeerName, veth.PeerNamespace = clientDevice, netlink.NsFd(client)
+	err = errors.Join(netlink.LinkAdd(veth), raise(serverDevice, serverIPv4+"/24"))
+	if err == nil {
+		server, err = netns.Get()
+	}
+	err = errors.Join(err, leaveServer())
+	if err == nil {
+		err = raise(clientDevice, clientIPv4+"/24")
+	}
+	return server, leave, err
+}
+
+// within does something in another network namespace.
+func within(ns netns.NsHandle, do func() error) error {
+	before, err := netns.Get()
 	if err != nil {
-		return nil, errors.Join(err, leaveServer(), leave())
+		return err
 	}
-	pair, err := serve("192.0.2.1", leave)
-	if err = errors.Join(err, leaveServer()); err != nil {
-		return nil, err
+	defer before.Close()
+	if err := netns.Set(ns); err != nil {
+		return err
 	}
-	if err := raise("client", "192.0.2.2/24"); err != nil {
-		return nil, errors.Join(err, pair.close())
-	}
-	return pair, nil
+	return errors.Join(do(), netns.Set(before))
 }
 
 // enterNew brings this thread into a new network namespace.
