@@ -223,6 +223,8 @@ fuzz: build ## compare the filter with gopacket on random packets, for FUZZTIME 
 # Those that need nothing but socket filters run on this machine's own kernel: under
 # emulation they would tell nothing.
 NATIVE := ^Benchmark(Packets|Attempts|Full|Traffic|Load)$$
+# So does this one, which takes minutes, by itself.
+READER := ^BenchmarkReader$$
 # Of the others: which, their own flags, the kernel of the VM and flags of it. In a
 # VM with --counted one turn is enough.
 BENCH ?= .
@@ -232,21 +234,25 @@ VM_FLAGS ?=
 GO_BENCH := CGO_ENABLED=0 go test -trimpath -run '^$$' -benchtime 1x -count=1 -timeout 60m
 
 .PHONY: bench
-bench: bench-native bench-hooks ## measure what the gadget costs: the next two
+bench: bench-native bench-reader bench-hooks ## measure what the gadget costs: the next three
 
-.PHONY: bench-native bench-write
+.PHONY: bench-native bench-reader bench-write
 bench-native: build ## measure what a packet costs, beside other filters, on this kernel
 	@$(ASK_ROOT) "the benchmarks load eBPF programs"
 	@$(GO_BENCH) -bench '$(NATIVE)' $(if $(SUDO),-exec sudo) ./bench
 
-bench-write: build ## the same, and write tables and plots into docs
+bench-reader: build ## measure how many events per second netgadget and ig take, on this kernel
 	@$(ASK_ROOT) "the benchmarks load eBPF programs"
-	@$(GO_BENCH) -bench '$(NATIVE)' $(if $(SUDO),-exec sudo) ./bench -write $(CURDIR)/docs
+	@$(GO_BENCH) -bench '$(READER)' $(if $(SUDO),-exec sudo) ./bench -ig '$(IG)' $(BENCH_FLAGS)
+
+bench-write: build ## the same two, and write tables and plots into docs
+	@$(ASK_ROOT) "the benchmarks load eBPF programs"
+	@$(GO_BENCH) -bench '$(NATIVE)|$(READER)' $(if $(SUDO),-exec sudo) ./bench -ig '$(IG)' -write $(CURDIR)/docs
 
 .PHONY: bench-hooks
 bench-hooks: build $(BUILD)/boot ## measure what hooks and a whole run cost, here or in a VM (BENCH=REGEX, VM_KERNEL=5.10, VM_FLAGS=--counted)
 	@$(ASK_ROOT) "the benchmarks load eBPF programs"
-	@$(GO_BENCH) -bench '$(BENCH)' -skip '$(NATIVE)' \
+	@$(GO_BENCH) -bench '$(BENCH)' -skip '$(NATIVE)|$(READER)' \
 		-exec '$(SUDO) env VM_KERNEL=$(VM_KERNEL) VM_TIMEOUT=60m "VM_FLAGS=$(VM_FLAGS)" $(CURDIR)/test/in-vm' ./bench $(BENCH_FLAGS)
 
 .PHONY: bench-check

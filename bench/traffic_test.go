@@ -295,19 +295,23 @@ func enterPair() (server netns.NsHandle, leave func() error, err error) {
 	if err != nil {
 		return netns.None(), nil, err
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, leave())
-		}
-	}()
+	if server, err = makePair(); err != nil {
+		return netns.None(), nil, errors.Join(err, leave())
+	}
+	return server, leave, nil
+}
+
+// makePair makes a device in this thread's network namespace, and one that it leads to
+// in a new one.
+func makePair() (server netns.NsHandle, err error) {
 	client, err := netns.Get()
 	if err != nil {
-		return netns.None(), nil, err
+		return netns.None(), err
 	}
 	defer client.Close()
 	leaveServer, err := enterNew()
 	if err != nil {
-		return netns.None(), nil, err
+		return netns.None(), err
 	}
 	veth := netlink.NewVeth(netlink.LinkAttrs{Name: serverDevice})
 	veth.PeerName, veth.PeerNamespace = clientDevice, netlink.NsFd(client)
@@ -319,7 +323,7 @@ func enterPair() (server netns.NsHandle, leave func() error, err error) {
 	if err == nil {
 		err = raise(clientDevice, clientIPv4+"/24")
 	}
-	return server, leave, err
+	return server, err
 }
 
 // within does something in another network namespace.
