@@ -222,7 +222,7 @@ fuzz: build ## compare the filter with gopacket on random packets, for FUZZTIME 
 
 # Those that need nothing but socket filters run on this machine's own kernel: under
 # emulation they would tell nothing.
-NATIVE := ^Benchmark(Packets|Attempts|Full|Traffic|Load)$$
+NATIVE := ^Benchmark(Packets|Attempts|Full|Traffic|Load|Scale)$$
 # So does this one, which takes minutes, by itself.
 READER := ^BenchmarkReader$$
 # Of the others: which, their own flags, the kernel of the VM and flags of it. In a

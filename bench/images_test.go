@@ -86,18 +86,20 @@ func measureHost(ctx context.Context, params map[string]string, port string) (c 
 	}
 	params = maps.Clone(params)
 	params["host"], params["port"] = "true", port
+	return measureRun(ctx, gadget.Options{AutoMount: true, Params: params}, (*cost).measure)
+}
+
+// measureRun measures a host with the gadget.
+func measureRun(ctx context.Context, o gadget.Options, measure func(*cost) error) (c cost, err error) {
 	start := time.Now()
-	_, err = gadget.Run(ctx, gadget.Options{
-		AutoMount: true,
-		Params:    params,
-		OnReady: func(context.Context) error {
-			c.ready = time.Since(start)
-			if c.memory, err = mapMemory(); err != nil {
-				return err
-			}
-			return c.measure()
-		},
-	})
+	o.OnReady = func(context.Context) error {
+		c.ready = time.Since(start)
+		if c.memory, err = mapMemory(); err != nil {
+			return err
+		}
+		return measure(&c)
+	}
+	_, err = gadget.Run(ctx, o)
 	return c, err
 }
 
