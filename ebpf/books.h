@@ -335,19 +335,29 @@ static __always_inline bool set_owner(struct owner *owner, struct sock *sk,
 	return true;
 }
 
-/* Too large for the stack; this CPU's: hooks do not interrupt each other. */
+/* What a hook can interrupt has an owner of its own. */
+enum new_owner {
+	OF_HOOK,
+	OF_ITERATOR,
+	NEW_OWNERS,
+};
+
+/*
+ * Too large for the stack, where the verifier follows each value of it; this CPU's:
+ * hooks do not interrupt each other.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 1);
+	__uint(max_entries, NEW_OWNERS);
 	__type(key, __u32);
 	__type(value, struct owner);
 } new_owners SEC(".maps");
 
-/* All zero. Of hooks alone: others run where a hook can interrupt them. */
-static __always_inline struct owner *new_owner(void)
+/* All zero. */
+static __always_inline struct owner *new_owner(enum new_owner of)
 {
-	__u32 zero = 0;
-	struct owner *owner = bpf_map_lookup_elem(&new_owners, &zero);
+	__u32 index = of;
+	struct owner *owner = bpf_map_lookup_elem(&new_owners, &index);
 
 	if (owner)
 		__builtin_memset(owner, 0, sizeof(*owner));
@@ -358,7 +368,7 @@ static __always_inline struct owner *new_owner(void)
 static __always_inline void book_connection(struct sock *sk, __u8 proto)
 {
 	struct task_struct *task = (void *)bpf_get_current_task();
-	struct owner *owner = new_owner();
+	struct owner *owner = new_owner(OF_HOOK);
 	struct tuple key = {};
 	struct syn_key syn = {};
 	struct entries *entries;
@@ -452,7 +462,7 @@ static __always_inline void book_port(struct sock *sk)
 {
 	struct task_struct *task = (void *)bpf_get_current_task();
 	struct port_key key = {};
-	struct owner *owner = new_owner();
+	struct owner *owner = new_owner(OF_HOOK);
 	struct entries *entries;
 
 	read_port(sk, &key);
@@ -520,30 +530,30 @@ static __always_inline void book_older_port(struct sock *sk, __u64 number,
 					    __u32 descriptor)
 {
 	struct entries page = { .since = number }, *entries;
-	struct owner owner = {}, *port;
+	struct owner *owner = new_owner(OF_ITERATOR), *port;
 	struct port_key key = {};
 	__u64 address = (__u64)sk;
 
 	read_port(sk, &key);
-	if (!key.local.local_port || !set_port_owner(&owner, sk, task))
+	if (!owner || !key.local.local_port || !set_port_owner(owner, sk, task))
 		return;
-	owner.since = number;
-	owner.holder.descriptor = descriptor;
+	owner->since = number;
+	owner->holder.descriptor = descriptor;
 	if (bpf_map_update_elem(&sockets, &address, &page, BPF_NOEXIST)) {
 		port = booked_port(address);
 		if (port && port->since == number &&
 		    port->holder.process.pid == INIT_PID) {
-			port->holder = owner.holder;
-			port->proc = owner.proc;
+			port->holder = owner->holder;
+			port->proc = owner->proc;
 		}
 		return;
 	}
 	read_socket(sk, IPPROTO_UDP, &page.connection);
-	owner.connected = page.connection.remote_port;
-	if (take_slot(&key, &owner, is_of_group(sk) && !owner.device))
+	owner->connected = page.connection.remote_port;
+	if (take_slot(&key, owner, is_of_group(sk) && !owner->device))
 		page.port = key;
-	if (owner.connected)
-		bpf_map_update_elem(&connections, &page.connection, &owner,
+	if (owner->connected)
+		bpf_map_update_elem(&connections, &page.connection, owner,
 				    BPF_ANY);
 	else
 		__builtin_memset(&page.connection, 0, sizeof(page.connection));
@@ -557,17 +567,17 @@ static __always_inline void book_older_connection(struct sock *sk, __u64 number,
 						  struct task_struct *task)
 {
 	struct entries page = { .since = number };
-	struct owner owner = {};
+	struct owner *owner = new_owner(OF_ITERATOR);
 	__u64 address = (__u64)sk;
 
-	if (!read_socket(sk, IPPROTO_TCP, &page.connection) ||
-	    !set_owner(&owner, sk, task))
+	if (!owner || !read_socket(sk, IPPROTO_TCP, &page.connection) ||
+	    !set_owner(owner, sk, task))
 		return;
-	owner.since = number;
-	owner.isn = initial_sequence(sk) - 1; /* it has been sent */
-	owner.progress = SEEN;
+	owner->since = number;
+	owner->isn = initial_sequence(sk) - 1; /* it has been sent */
+	owner->progress = SEEN;
 	if (!bpf_map_update_elem(&sockets, &address, &page, BPF_NOEXIST))
-		bpf_map_update_elem(&connections, &page.connection, &owner,
+		bpf_map_update_elem(&connections, &page.connection, owner,
 				    BPF_NOEXIST);
 }
 

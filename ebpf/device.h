@@ -11,8 +11,6 @@
 #include <bpf/bpf_core_read.h>
 #include <bpf/bpf_helpers.h>
 
-#include "read.h"
-
 #define MAX_LEVELS 4 /* of devices above each other */
 #define MAX_UPPER 16 /* devices right above one, such as VLANs */
 
@@ -36,7 +34,7 @@ static __always_inline void look_above(struct net_device *dev, __u32 ifindex,
 	struct list_head *head =
 		(void *)dev +
 		bpf_core_field_offset(struct net_device, adj_list.upper);
-	struct list_head *node = READ(head, next);
+	struct list_head *node = BPF_CORE_READ(head, next);
 	struct netdev_adjacent *adjacent;
 	struct net_device *above;
 	bool port = false;
@@ -44,15 +42,15 @@ static __always_inline void look_above(struct net_device *dev, __u32 ifindex,
 	for (int i = 0; i < MAX_UPPER && node && node != head; i++) {
 		adjacent = (void *)node -
 			   bpf_core_field_offset(struct netdev_adjacent, list);
-		above = READ(adjacent, dev);
-		if (READ(above, ifindex) == ifindex)
+		above = BPF_CORE_READ(adjacent, dev);
+		if (BPF_CORE_READ(above, ifindex) == ifindex)
 			upper->found = true;
 		if (!port) {
 			upper->next = above;
-			port = READ(adjacent, master);
+			port = BPF_CORE_READ(adjacent, master);
 		}
 		upper->count++;
-		node = READ(node, next);
+		node = BPF_CORE_READ(node, next);
 	}
 	if (port && upper->count < MAX_UPPER)
 		upper->count = 1; /* it takes all that comes in */
@@ -65,9 +63,9 @@ static __always_inline void look_above(struct net_device *dev, __u32 ifindex,
 __noinline int leads_to(struct __sk_buff *ctx, __u32 ifindex)
 {
 	struct sk_buff *skb = (void *)ctx;
-	struct net_device *dev = READ(skb, dev);
+	struct net_device *dev = BPF_CORE_READ(skb, dev);
 
-	if (READ(dev, ifindex) == ifindex)
+	if (BPF_CORE_READ(dev, ifindex) == ifindex)
 		return LEADS_THERE;
 	for (int i = 0; i < MAX_LEVELS; i++) {
 		struct upper upper = {};

@@ -18,7 +18,6 @@
 
 #include "books.h"
 #include "follow.h"
-#include "read.h"
 
 const volatile __u32 watched_max_entries = 64;
 GADGET_PARAM(watched_max_entries);
@@ -86,7 +85,7 @@ static __always_inline bool is_told(struct task_struct *task, __u32 pid)
 static __always_inline bool is_limited(struct task_struct *task)
 {
 	return bpf_core_field_exists(task->user_cpus_ptr) &&
-	       READ(task, user_cpus_ptr);
+	       BPF_CORE_READ(task, user_cpus_ptr);
 }
 
 static __always_inline void tell_entry(void *ctx)
@@ -97,9 +96,10 @@ static __always_inline void tell_entry(void *ctx)
 
 	if (!is_told(task, entry.pid))
 		return;
-	entry.netns = READ(task, nsproxy, net_ns, ns.inum);
+	entry.netns = BPF_CORE_READ(task, nsproxy, net_ns, ns.inum);
 	entry.limited = is_limited(task);
-	entry.switches = READ(task, nvcsw) + READ(task, nivcsw);
+	entry.switches =
+		BPF_CORE_READ(task, nvcsw) + BPF_CORE_READ(task, nivcsw);
 	if (entry.netns && !bpf_map_lookup_elem(&watched, &entry.netns))
 		bpf_perf_event_output(ctx, &entered, BPF_F_CURRENT_CPU, &entry,
 				      sizeof(entry));

@@ -16,7 +16,6 @@
 
 #include "family.h"
 #include "params.h"
-#include "read.h"
 
 const volatile __u32 followed_max_entries = 64;
 GADGET_PARAM(followed_max_entries);
@@ -66,7 +65,7 @@ static __always_inline bool is_followed(struct task_struct *task)
 
 	if (!follow)
 		return false;
-	pid = READ(task, tgid);
+	pid = BPF_CORE_READ(task, tgid);
 	started = bpf_map_lookup_elem(&followed, &pid);
 	if (started && *started == started_at(task))
 		return true;
@@ -77,11 +76,11 @@ static __always_inline bool is_followed(struct task_struct *task)
 static __always_inline void follow_child(struct task_struct *parent,
 					 struct task_struct *child)
 {
-	__u32 pid = READ(child, tgid);
+	__u32 pid = BPF_CORE_READ(child, tgid);
 	__u64 started = started_at(child);
 	struct following *f;
 
-	if (pid == READ(parent, tgid) || !is_followed(parent))
+	if (pid == BPF_CORE_READ(parent, tgid) || !is_followed(parent))
 		return;
 	if (!bpf_map_update_elem(&followed, &pid, &started, BPF_ANY))
 		return;
@@ -93,10 +92,10 @@ static __always_inline void follow_child(struct task_struct *parent,
 /* A thread has ended, perhaps the last one: see do_exit(). */
 static __always_inline void unfollow(struct task_struct *task)
 {
-	__u32 pid = READ(task, tgid);
+	__u32 pid = BPF_CORE_READ(task, tgid);
 	struct following *f = get_following();
 
-	if (READ(task, signal, live.counter))
+	if (BPF_CORE_READ(task, signal, live.counter))
 		return;
 	if (pid == follow && f)
 		f->ended = 1;

@@ -150,7 +150,7 @@ static __always_inline struct heirs *heirs_of(const struct process *process)
 static __always_inline void add_heir(struct heirs *heirs,
 				     struct task_struct *task)
 {
-	__u64 count = heirs->count, pid = READ(task, tgid);
+	__u64 count = heirs->count, pid = BPF_CORE_READ(task, tgid);
 	struct process *free;
 
 	if (count >= MAX_HEIRS)
@@ -183,12 +183,12 @@ static __always_inline void add_children(struct heirs *heirs,
 {
 	struct list_head *head = children_of(parent), *node;
 
-	node = READ(head, next);
+	node = BPF_CORE_READ(head, next);
 	for (int i = 0; i < MAX_HEIRS && node && node != head; i++) {
 		add_heir(heirs,
 			 (void *)node - bpf_core_field_offset(
 						struct task_struct, sibling));
-		node = READ(node, next);
+		node = BPF_CORE_READ(node, next);
 	}
 }
 
@@ -215,7 +215,7 @@ static __always_inline void leave_heirs(struct task_struct *task)
 	}
 	if (lives || !bpf_map_lookup_elem(&heirs, &self))
 		return;
-	parent = READ(leader, real_parent);
+	parent = BPF_CORE_READ(leader, real_parent);
 	set_process_id(&above, parent);
 	if (above.pid == INIT_PID)
 		return;

@@ -20,7 +20,6 @@
 #include "arrivals.h"
 #include "deliver.h"
 #include "lives.h"
-#include "read.h"
 #include "report.h"
 #include "socket.h"
 #include "tracepoint.h"
@@ -151,16 +150,16 @@ static __always_inline __u32 icmp_error(const struct life *life)
 static __always_inline __u32 socket_error(const struct life *life,
 					  struct sock *sk, __u64 now)
 {
-	__u32 error = READ(sk, sk_err);
+	__u32 error = BPF_CORE_READ(sk, sk_err);
 
 	if (error)
 		return error;
 	if (life->is_reset)
 		return ECONNREFUSED;
-	if (life->has_icmp && !READ(sk, sk_err_soft))
+	if (life->has_icmp && !BPF_CORE_READ(sk, sk_err_soft))
 		return icmp_error(life);
 	if (BPF_CORE_READ_BITFIELD_PROBED(sk, sk_shutdown) ||
-	    READ(sk, sk_lock.owned))
+	    BPF_CORE_READ(sk, sk_lock.owned))
 		return 0;
 	if (life->has_icmp) /* the mark is of an earlier SYN's */
 		return icmp_error(life);
@@ -203,12 +202,12 @@ static __always_inline struct mptcp_sock *mptcp_of(struct sock *sk)
 	struct mptcp_sock *msk = NULL;
 
 	if (!bpf_core_field_exists(msk->bytes_sent) ||
-	    !READ((struct tcp_sock *)sk, is_mptcp))
+	    !BPF_CORE_READ((struct tcp_sock *)sk, is_mptcp))
 		return NULL;
-	flow = READ((struct inet_connection_sock *)sk, icsk_ulp_data);
+	flow = BPF_CORE_READ((struct inet_connection_sock *)sk, icsk_ulp_data);
 	if (BPF_CORE_READ_BITFIELD_PROBED(flow, mp_join))
 		return NULL;
-	return (void *)READ(flow, conn);
+	return (void *)BPF_CORE_READ(flow, conn);
 }
 
 /*
@@ -219,16 +218,17 @@ static __always_inline void set_bytes(struct outcome *o, struct sock *sk)
 {
 	struct mptcp_sock *msk = mptcp_of(sk);
 	struct tcp_sock *tp = (void *)sk;
-	__u64 done = READ(sk, __sk_common.skc_flags) >>
+	__u64 done = BPF_CORE_READ(sk, __sk_common.skc_flags) >>
 		     bpf_core_enum_value(enum sock_flags, SOCK_DONE);
 
 	if (msk) {
-		o->tx = READ(msk, bytes_sent);
-		o->rx = READ(msk, bytes_received);
+		o->tx = BPF_CORE_READ(msk, bytes_sent);
+		o->rx = BPF_CORE_READ(msk, bytes_received);
 		return;
 	}
-	o->tx = READ(tp, bytes_sent) - READ(tp, bytes_retrans);
-	o->rx = READ(tp, bytes_received);
+	o->tx = BPF_CORE_READ(tp, bytes_sent) -
+		BPF_CORE_READ(tp, bytes_retrans);
+	o->rx = BPF_CORE_READ(tp, bytes_received);
 	if ((done & 1) && o->rx)
 		o->rx--;
 }
@@ -246,7 +246,8 @@ static __always_inline void tell_established(void *ctx, struct life *life,
 	life->established = report->now;
 	report->outcome.latency = report->now - life->begun;
 	if (report->attempt.egress)
-		report->retries = READ((struct tcp_sock *)sk, total_retrans);
+		report->retries =
+			BPF_CORE_READ((struct tcp_sock *)sk, total_retrans);
 	life->report.retries = report->retries;
 	tell_outcome(ctx, space);
 }
@@ -277,8 +278,8 @@ static __always_inline void tell_end(void *ctx, struct life *life,
 	} else {
 		begin_outcome(report, life, failed, runs_in);
 		if (report->attempt.egress)
-			report->retries =
-				READ((struct tcp_sock *)sk, total_retrans);
+			report->retries = BPF_CORE_READ((struct tcp_sock *)sk,
+							total_retrans);
 		set_failure(report, life, socket_error(life, sk, report->now));
 	}
 	tell_outcome(ctx, space);
@@ -300,7 +301,7 @@ static __always_inline void find_arrived(void *ctx, struct sock *sk,
 		return;
 	arrival = &space->arrival;
 	arrival->ends = key->ends;
-	arrival->number = READ((struct tcp_sock *)sk, copied_seq) - 1;
+	arrival->number = BPF_CORE_READ((struct tcp_sock *)sk, copied_seq) - 1;
 	report = &space->report;
 	if (!take_arrival(arrival, report))
 		return;
@@ -352,7 +353,8 @@ static __always_inline bool is_turn(int from, int to)
 static __always_inline bool is_twin(struct sock *sk, int from, int to)
 {
 	return from == TCP_SYN_RECV_STATE && to == TCP_CLOSE_STATE &&
-	       READ((struct inet_connection_sock *)sk, icsk_bind_hash) &&
+	       BPF_CORE_READ((struct inet_connection_sock *)sk,
+			     icsk_bind_hash) &&
 	       !(BPF_CORE_READ_BITFIELD_PROBED(sk, sk_userlocks) &
 		 SOCK_BINDPORT_LOCK);
 }
@@ -370,7 +372,7 @@ static __always_inline void change_state(void *ctx, struct sock *sk, int from,
 		end_wait(ctx, sk, runs_in);
 	if (!wants_outcome() || !is_turn(from, to) ||
 	    !(has_lives() || awaits_answers()) || is_twin(sk, from, to) ||
-	    READ(sk, sk_protocol) != IPPROTO_TCP ||
+	    BPF_CORE_READ(sk, sk_protocol) != IPPROTO_TCP ||
 	    !read_socket(sk, IPPROTO_TCP, &key.ends))
 		return;
 	key.egress = true;
@@ -385,7 +387,7 @@ static __always_inline void change_state(void *ctx, struct sock *sk, int from,
 static __always_inline void note_reset(void *ctx, struct sock *sk,
 				       __u32 runs_in)
 {
-	__u8 state = READ(sk, __sk_common.skc_state);
+	__u8 state = BPF_CORE_READ(sk, __sk_common.skc_state);
 	struct life_key key = {};
 	struct life *life;
 
@@ -449,9 +451,9 @@ static __always_inline void take_icmp_sender(__u32 seq,
 static __always_inline void note_icmp(void *ctx, struct sk_buff *skb,
 				      __u8 version, __u8 type, __u8 code)
 {
-	unsigned char *head = READ(skb, head);
-	void *outer = head + READ(skb, network_header);
-	void *inner = READ(skb, data);
+	unsigned char *head = BPF_CORE_READ(skb, head);
+	void *outer = head + BPF_CORE_READ(skb, network_header);
+	void *inner = BPF_CORE_READ(skb, data);
 	struct life_key key = { .egress = true };
 	union gadget_ip_addr_t from = {};
 	struct tuple *t = &key.ends;
@@ -478,7 +480,7 @@ static __always_inline void note_icmp(void *ctx, struct sk_buff *skb,
 		return;
 	t->version = version;
 	t->proto = IPPROTO_TCP;
-	t->netns = READ(skb, dev, nd_net.net, ns.inum);
+	t->netns = BPF_CORE_READ(skb, dev, nd_net.net, ns.inum);
 	t->local_port = bpf_ntohs(tcp.source);
 	t->remote_port = bpf_ntohs(tcp.dest);
 	owner = bpf_map_lookup_elem(&connections, t);
@@ -497,10 +499,11 @@ static __always_inline void note_icmp(void *ctx, struct sk_buff *skb,
 
 static __always_inline void note_icmpv4(void *ctx, struct sk_buff *skb)
 {
-	struct icmphdr *icmp =
-		(void *)READ(skb, head) + READ(skb, transport_header);
+	struct icmphdr *icmp = (void *)BPF_CORE_READ(skb, head) +
+			       BPF_CORE_READ(skb, transport_header);
 
-	note_icmp(ctx, skb, 4, READ(icmp, type), READ(icmp, code));
+	note_icmp(ctx, skb, 4, BPF_CORE_READ(icmp, type),
+		  BPF_CORE_READ(icmp, code));
 }
 
 /* No answer has come in time: the kernel sends the SYN again, or gives up. */
@@ -529,7 +532,8 @@ static __always_inline void enter_resend(struct sock *sk)
 	__u32 zero = 0;
 	__u64 *now = bpf_map_lookup_elem(&resending, &zero);
 
-	if (now && READ(sk, __sk_common.skc_state) == TCP_SYN_SENT_STATE)
+	if (now &&
+	    BPF_CORE_READ(sk, __sk_common.skc_state) == TCP_SYN_SENT_STATE)
 		*now = (__u64)sk;
 }
 
@@ -581,8 +585,8 @@ static __always_inline void leave_request(void *ctx)
 		return;
 	req = *known;
 	bpf_map_delete_elem(&calls, &key);
-	if (READ(req, __sk_common.skc_nulls_node.pprev) ||
-	    READ((struct request_sock *)req, rsk_timer.entry.pprev))
+	if (BPF_CORE_READ(req, __sk_common.skc_nulls_node.pprev) ||
+	    BPF_CORE_READ((struct request_sock *)req, rsk_timer.entry.pprev))
 		return; /* it is still awaited, or established at this moment */
 	if (!read_ends(req, IPPROTO_TCP, &ends.ends) || !take_life(&ends, life))
 		return;
@@ -599,9 +603,9 @@ static __always_inline void leave_request(void *ctx)
  */
 static __always_inline void note_drop(struct sk_buff *skb, __u32 reason)
 {
-	void *head = READ(skb, head);
-	void *network = head + READ(skb, network_header);
-	void *transport = head + READ(skb, transport_header);
+	void *head = BPF_CORE_READ(skb, head);
+	void *network = head + BPF_CORE_READ(skb, network_header);
+	void *transport = head + BPF_CORE_READ(skb, transport_header);
 	struct arrival arrived = {};
 	struct life_key sent = { .egress = true };
 	struct report *report;
@@ -615,14 +619,14 @@ static __always_inline void note_drop(struct sk_buff *skb, __u32 reason)
 		return;
 	if (!read_headers(network, version >> 4, &tcp, &arrived))
 		return;
-	arrived.ends.netns = READ(skb, dev, nd_net.net, ns.inum);
+	arrived.ends.netns = BPF_CORE_READ(skb, dev, nd_net.net, ns.inum);
 	report = bpf_map_lookup_elem(&arrivals, &arrived);
 	if (report)
 		report->drop = reason;
 	set_arrived_as(&sent.ends, &arrived.ends);
 	if (!sent.ends.netns)
-		sent.ends.netns =
-			READ(skb, sk, __sk_common.skc_net.net, ns.inum);
+		sent.ends.netns = BPF_CORE_READ(
+			skb, sk, __sk_common.skc_net.net, ns.inum);
 	life = find_life(&sent);
 	if (life && life->report.attempt.seq == arrived.number)
 		life->drop = reason;

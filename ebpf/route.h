@@ -59,20 +59,20 @@ struct netns_ipv6___tables {
 static __always_inline struct fib_table *local_table(struct net *net)
 {
 	struct netns_ipv4___tables *ipv4 = (void *)&net->ipv4;
-	struct hlist_head *head = READ(net, ipv4.fib_table_hash);
+	struct hlist_head *head = BPF_CORE_READ(net, ipv4.fib_table_hash);
 	struct hlist_node *node;
 	struct fib_table *table;
 
 	/* With CONFIG_IP_MULTIPLE_TABLES there are 256 of them, else 2. */
 	head += bpf_core_field_exists(ipv4->fib_main) ? RT_TABLE_LOCAL & 255 :
 							RT_TABLE_LOCAL & 1;
-	node = READ(head, first);
+	node = BPF_CORE_READ(head, first);
 	for (int i = 0; i < MAX_SAME_KEY && node; i++) {
 		table = (void *)node -
 			bpf_core_field_offset(struct fib_table, tb_hlist);
-		if (READ(table, tb_id) == RT_TABLE_LOCAL)
+		if (BPF_CORE_READ(table, tb_id) == RT_TABLE_LOCAL)
 			return table;
-		node = READ(node, next);
+		node = BPF_CORE_READ(node, next);
 	}
 	return NULL;
 }
@@ -127,25 +127,26 @@ static __always_inline struct key_vector *parent(struct key_vector *n)
 	struct tnode *tnode =
 		(void *)n - bpf_core_field_offset(struct tnode, kv);
 
-	return READ(tnode, parent);
+	return BPF_CORE_READ(tnode, parent);
 }
 
 /* The routes of a leaf, the longest prefix first; the first that fits counts. */
 static __always_inline enum route read_leaf(struct key_vector *leaf,
 					    __u32 differ)
 {
-	struct hlist_node *node = READ(leaf, leaf.first);
+	struct hlist_node *node = BPF_CORE_READ(leaf, leaf.first);
 	struct fib_alias *alias;
 	__u8 suffix;
 
 	for (int i = 0; i < MAX_SAME_KEY && node; i++) {
 		alias = (void *)node -
 			bpf_core_field_offset(struct fib_alias, fa_list);
-		suffix = READ(alias, fa_slen);
+		suffix = BPF_CORE_READ(alias, fa_slen);
 		if (suffix >= 32 || !(differ >> suffix))
-			return READ(alias, fa_type) == RTN_LOCAL ? ROUTE_LOCAL :
-								   ROUTE_OTHER;
-		node = READ(node, next);
+			return BPF_CORE_READ(alias, fa_type) == RTN_LOCAL ?
+				       ROUTE_LOCAL :
+				       ROUTE_OTHER;
+		node = BPF_CORE_READ(node, next);
 	}
 	return ROUTE_UNKNOWN;
 }
@@ -162,11 +163,11 @@ static __always_inline enum route backtrace(struct route_walk *w)
 		w->n = child(pn, w->cindex);
 		return ROUTE_UNKNOWN;
 	}
-	up = READ(pn, pos) < 32 ? parent(pn) : pn;
-	pos = READ(up, pos);
+	up = BPF_CORE_READ(pn, pos) < 32 ? parent(pn) : pn;
+	pos = BPF_CORE_READ(up, pos);
 	if (pos >= 32) /* the trie itself */
 		return ROUTE_OTHER;
-	w->cindex = (READ(pn, key) ^ READ(up, key)) >> pos;
+	w->cindex = (BPF_CORE_READ(pn, key) ^ BPF_CORE_READ(up, key)) >> pos;
 	w->pn = up;
 	return ROUTE_UNKNOWN;
 }
@@ -185,10 +186,10 @@ __noinline int step_ipv4(void)
 	n = w->n;
 	if (!n)
 		return backtrace(w);
-	key = READ(n, key);
-	pos = READ(n, pos) & 31;
-	bits = READ(n, bits) & 31;
-	slen = READ(n, slen);
+	key = BPF_CORE_READ(n, key);
+	pos = BPF_CORE_READ(n, pos) & 31;
+	bits = BPF_CORE_READ(n, bits) & 31;
+	slen = BPF_CORE_READ(n, slen);
 	differ = w->key ^ key;
 
 	if (!w->backtracing && differ >> pos >> bits) /* not below this one */
@@ -223,7 +224,7 @@ static __always_inline bool is_local_ipv4(struct net *net, __be32 addr)
 
 	if (!table || !w)
 		return true;
-	w->pn = (void *)READ(table, tb_data);
+	w->pn = (void *)BPF_CORE_READ(table, tb_data);
 	w->n = child(w->pn, 0);
 	w->cindex = 0;
 	w->key = bpf_ntohl(addr);
@@ -239,9 +240,9 @@ static __always_inline struct fib6_node *local_tree(struct net *net)
 	struct fib6_table *table;
 
 	if (bpf_core_field_exists(ipv6->fib6_local_tbl))
-		table = READ(ipv6, fib6_local_tbl);
+		table = BPF_CORE_READ(ipv6, fib6_local_tbl);
 	else
-		table = READ(net, ipv6.fib6_main_tbl);
+		table = BPF_CORE_READ(net, ipv6.fib6_main_tbl);
 	return table ? (void *)table + bpf_core_field_offset(struct fib6_table,
 							     tb6_root) :
 		       NULL;
@@ -264,8 +265,8 @@ static __always_inline bool is_in_prefix(const __be32 *addr, const __be32 *dst,
 static __always_inline enum route read_route(struct fib6_info *route,
 					     const __be32 *addr)
 {
-	__u32 len = READ(route, fib6_dst.plen) & 255;
-	__u8 type = READ(route, fib6_type);
+	__u32 len = BPF_CORE_READ(route, fib6_dst.plen) & 255;
+	__u8 type = BPF_CORE_READ(route, fib6_type);
 	__be32 dst[4] = {};
 
 	BPF_CORE_READ_INTO(&dst, route, fib6_dst.addr);
@@ -285,9 +286,10 @@ __noinline int step_down_ipv6(void)
 	if (!w)
 		return false;
 	n = w->n6;
-	bit = READ(n, fn_bit);
+	bit = BPF_CORE_READ(n, fn_bit);
 	word = bpf_ntohl(w->addr[(bit >> 5) & 3]);
-	next = word >> (~bit & 31) & 1 ? READ(n, right) : READ(n, left);
+	next = word >> (~bit & 31) & 1 ? BPF_CORE_READ(n, right) :
+					 BPF_CORE_READ(n, left);
 	if (next)
 		w->n6 = next;
 	return next != NULL;
@@ -306,10 +308,10 @@ __noinline int step_up_ipv6(void)
 	n = w->n6;
 	if (!n)
 		return ROUTE_OTHER;
-	leaf = READ(n, leaf);
-	if (leaf && READ(n, fn_flags) & RTN_RTINFO)
+	leaf = BPF_CORE_READ(n, leaf);
+	if (leaf && BPF_CORE_READ(n, fn_flags) & RTN_RTINFO)
 		route = read_route(leaf, w->addr);
-	w->n6 = READ(n, parent);
+	w->n6 = BPF_CORE_READ(n, parent);
 	return route;
 }
 

@@ -17,7 +17,6 @@
 #include "deliver.h"
 #include "owner.h"
 #include "params.h"
-#include "read.h"
 #include "report.h"
 #include "socket.h"
 #include "watched.h"
@@ -241,7 +240,7 @@ static __always_inline void leave_connect(void *ctx, int result,
 {
 	__u64 thread = bpf_get_current_pid_tgid();
 	struct asked *call = bpf_map_lookup_elem(&asked, &thread);
-	struct owner *owner = new_owner();
+	struct owner *owner = new_owner(OF_HOOK);
 	struct tuple ends;
 	struct sock *sk;
 
