@@ -9,6 +9,7 @@ import (
 	"os"
 	"runtime"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -58,17 +59,28 @@ func BenchmarkAttempts(b *testing.B) {
 		b.Fatal(err)
 	}
 	for b.Loop() {
-		rows := [][]string{{"ns an attempt", "floor", "delivery, the reader woken up", "delivery", ourFilter + " but for that", "delivery with all asked for", ourFilter + " but for that"}}
+		rows := [][]string{append([]string{"ns an attempt"}, attemptParts...)}
+		var kinds []string
+		parts := make([][]float64, len(attemptParts))
 		for _, k := range attempts() {
 			for _, side := range []string{"sent", "received"} {
-				row, err := measureAttempts(k, server, side == "received", filters)
+				name := k.name + ", " + side
+				costs, err := measureAttempts(k, server, side == "received", filters)
 				if err != nil {
-					b.Fatalf("%s, %s: %v", k.name, side, err)
+					b.Fatalf("%s: %v", name, err)
 				}
-				rows = append(rows, append([]string{k.name + ", " + side}, row...))
+				row := []string{name}
+				for i, ns := range costs {
+					row = append(row, fmt.Sprintf("%.0f", ns))
+					parts[i] = append(parts[i], ns)
+				}
+				rows, kinds = append(rows, row), append(kinds, strings.ReplaceAll(name, ", ", "\n"))
 			}
 		}
-		if err := tell("attempts", rows); err != nil {
+		const plotted = 4 // with nothing more asked for
+		err := errors.Join(tell("attempts", rows),
+			writeBars("attempts", "An attempt", "ns, net of an empty filter", kinds, attemptParts[:plotted], parts[:plotted]))
+		if err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -96,7 +108,14 @@ func attemptMakers() []maker {
 	}
 }
 
-func measureAttempts(k kind, server netns.NsHandle, received bool, filters []filter) (row []string, err error) {
+// attemptParts are what an attempt costs, net of each other.
+var attemptParts = []string{
+	"floor", "delivery, the reader woken up", "delivery", ourFilter + " but for that",
+	"delivery with all asked for", ourFilter + " but for that, with all asked for",
+}
+
+// measureAttempts returns the parts, in ns.
+func measureAttempts(k kind, server netns.NsHandle, received bool, filters []filter) (parts []float64, err error) {
 	send, err := newSender(k, server)
 	if err != nil {
 		return nil, err
@@ -112,11 +131,9 @@ func measureAttempts(k kind, server netns.NsHandle, received bool, filters []fil
 			costs[i] = append(costs[i], cost)
 		}
 	}
-	more := func(filter, than int) string {
-		return fmt.Sprintf("%.0f", median(costs[filter])-median(costs[than]))
-	}
+	more := func(filter, than int) float64 { return median(costs[filter]) - median(costs[than]) }
 	const empty, floor, waking, delivery, ours, deliveryOfAll, oursAll = 0, 1, 2, 3, 4, 5, 6
-	return []string{more(floor, empty), more(waking, floor), more(delivery, floor), more(ours, delivery), more(deliveryOfAll, floor), more(oursAll, deliveryOfAll)}, nil
+	return []float64{more(floor, empty), more(waking, floor), more(delivery, floor), more(ours, delivery), more(deliveryOfAll, floor), more(oursAll, deliveryOfAll)}, nil
 }
 
 // sender sends attempts of a kind, each from another port.

@@ -5,8 +5,10 @@ package bench
 import (
 	"errors"
 	"fmt"
+	"os"
 	"runtime"
 	"sync"
+	"time"
 
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
@@ -33,6 +35,7 @@ type holder struct {
 	jobs chan func() error
 	done chan error
 	held int // files
+	id   int // of the thread
 }
 
 // The process's own thread stays with main(): its table of files is the one that
@@ -73,6 +76,7 @@ func newCrowd(files int) (*crowd, error) {
 // run ends with its thread, and that with its files.
 func (h *holder) run() {
 	runtime.LockOSThread()
+	h.id = unix.Gettid()
 	for job := range h.jobs {
 		h.done <- job()
 	}
@@ -114,6 +118,18 @@ func (c *crowd) close() {
 		close(h.jobs)
 	}
 	c.ended.Wait()
+	// The kernel closes their files, for seconds: what is measured next must not be
+	// beside that.
+	for _, h := range c.threads {
+		for exists(fmt.Sprintf("/proc/self/task/%d", h.id)) {
+			time.Sleep(10 * time.Millisecond)
+		}
+	}
+}
+
+func exists(file string) bool {
+	_, err := os.Stat(file)
+	return err == nil
 }
 
 // local is an address of loopback.

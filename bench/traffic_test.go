@@ -70,17 +70,30 @@ func BenchmarkTraffic(b *testing.B) {
 	defer runtime.UnlockOSThread()
 	for b.Loop() {
 		rows := [][]string{trafficHead(taps)}
+		var names, tapNames []string
+		var heights [][]float64 // by tap
+		for _, t := range taps[1:] {
+			tapNames, heights = append(tapNames, t.name), append(heights, nil)
+		}
 		for _, network := range []struct {
 			name string
 			make func() (*hostPair, error)
 		}{{"loopback", loopback}, {"veth", vethPair}} {
-			more, err := measureNetwork(network.name, network.make, taps)
+			all, err := measureNetwork(network.make, taps)
 			if err != nil {
 				b.Fatalf("%s: %v", network.name, err)
 			}
-			rows = append(rows, more...)
+			for _, s := range all {
+				rows = append(rows, append([]string{network.name + ", " + s.name}, s.row()...))
+				names = append(names, network.name+"\n"+s.name)
+				for i, ratio := range s.ratios {
+					heights[i] = append(heights[i], ratio)
+				}
+			}
 		}
-		if err := tell("traffic", rows); err != nil {
+		err := errors.Join(tell("traffic", rows),
+			writeBars("traffic", "Throughput with a filter", "of that with none", names, tapNames, heights))
+		if err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -94,25 +107,44 @@ func trafficHead(taps []tap) []string {
 	return append(head, "packets/s seen", "payload of each, bytes", "empty, ns each", ourFilter+", ns each more")
 }
 
-func measureNetwork(name string, create func() (*hostPair, error), taps []tap) (rows [][]string, err error) {
+// streamed is what became of a stream: medians of the turns.
+type streamed struct {
+	stream
+	bare                         float64   // bits per second with nothing
+	ratios                       []float64 // to that, with each tap
+	packets, bytes, empty, extra float64   // per second; of each; ns of each; ns more with the gadget's
+}
+
+func (s *streamed) row() []string {
+	row := []string{fmt.Sprintf("%.1f", s.bare/1e9)}
+	for _, ratio := range s.ratios {
+		row = append(row, fmt.Sprintf("%.3f", ratio))
+	}
+	for _, v := range []float64{s.packets, s.bytes, s.empty, s.extra} {
+		row = append(row, fmt.Sprintf("%.0f", v))
+	}
+	return row
+}
+
+func measureNetwork(create func() (*hostPair, error), taps []tap) (all []*streamed, err error) {
 	hosts, err := create()
 	if err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, hosts.close()) }()
 	for _, s := range streams {
-		row, err := hosts.measureStream(s, taps)
+		got, err := hosts.measureStream(s, taps)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", s.name, err)
 		}
-		rows = append(rows, append([]string{name + ", " + s.name}, row...))
+		all = append(all, got)
 	}
-	return rows, nil
+	return all, nil
 }
 
 // measureStream returns the throughput with each tap, and, in turns of their own as
 // statistics cost much themselves, what each packet takes of the kernel's time.
-func (h *hostPair) measureStream(s stream, taps []tap) ([]string, error) {
+func (h *hostPair) measureStream(s stream, taps []tap) (*streamed, error) {
 	ratios := make([][]float64, len(taps))
 	var bare, packets, sizes, empty, more []float64
 	for range trafficTurns {
@@ -140,12 +172,11 @@ func (h *hostPair) measureStream(s stream, taps []tap) ([]string, error) {
 		}
 		empty, more = append(empty, float64(each[0])), append(more, float64(each[1]-each[0]))
 	}
-	row := []string{fmt.Sprintf("%.1f", median(bare)/1e9)}
+	got := &streamed{s, median(bare), nil, median(packets), median(sizes), median(empty), median(more)}
 	for i := range taps[1:] {
-		row = append(row, fmt.Sprintf("%.3f", median(ratios[i+1])))
+		got.ratios = append(got.ratios, median(ratios[i+1]))
 	}
-	return append(row, fmt.Sprintf("%.0f", median(packets)), fmt.Sprintf("%.0f", median(sizes)),
-		fmt.Sprintf("%.0f", median(empty)), fmt.Sprintf("%.0f", median(more))), nil
+	return got, nil
 }
 
 // sendCounted returns the packets seen, what each took in the program, and bytes sent.
