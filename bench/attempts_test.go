@@ -74,7 +74,7 @@ func BenchmarkAttempts(b *testing.B) {
 					row = append(row, fmt.Sprintf("%.0f", ns))
 					parts[i] = append(parts[i], ns)
 				}
-				rows, kinds = append(rows, row), append(kinds, strings.ReplaceAll(name, ", ", "\n"))
+				rows, kinds = append(rows, row), append(kinds, lines.Replace(name))
 			}
 		}
 		const plotted = 4 // with nothing more asked for
@@ -107,6 +107,9 @@ func attemptMakers() []maker {
 		{ourFilter + ", all", func() (filter, error) { return withRing(oursWith(all)) }},
 	}
 }
+
+// lines makes several of a name, below bars.
+var lines = strings.NewReplacer(", ", "\n", " to ", "\nto ")
 
 // attemptParts are what an attempt costs, net of each other.
 var attemptParts = []string{
