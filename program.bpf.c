@@ -455,6 +455,7 @@ int network_older(struct bpf_iter__task_file *ctx)
 	struct task_struct *task = ctx->task;
 	struct file *file = ctx->file;
 
+	find_host();
 	if (task && file)
 		book_older(file, task, ctx->fd);
 	return 0;

@@ -235,7 +235,7 @@ static __always_inline bool report_attempt(void *ctx, struct workspace *space,
 {
 	struct report *report = &space->report;
 
-	if (wants_found(&report->found))
+	if (wants_found(report))
 		return has_waited ? deliver_late(ctx, space) :
 				    deliver(ctx, space);
 	if (follow && report->found.known && !report->found.followed)

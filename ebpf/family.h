@@ -19,7 +19,6 @@
 /* By how much an ancestor is older: more than links of a chain of forks are. */
 #define ELDER_NS (NSEC_PER_SEC / 10)
 #define MAX_GENERATIONS 8 /* that are looked at */
-#define INIT_PID 1 /* ancestor of all that have no elder one */
 
 static __always_inline bool is_young(__u64 started, __u64 now)
 {

@@ -29,7 +29,6 @@
 #define DESCRIPTORS 256
 #define MAX_LOOKS 4
 #define MAX_SEARCHED 16 /* processes, for the heir of one */
-#define INIT_PID 1
 
 const volatile __u32 listeners_max_entries = 8192;
 GADGET_PARAM(listeners_max_entries);

@@ -113,23 +113,16 @@ static __always_inline bool wants_port(__u16 dport)
 	return !port || port == dport;
 }
 
-/* True when the user asked for some processes or containers only. */
+/* True when the user asked for some processes only. */
 static __always_inline bool filters_by_process(void)
 {
-	return follow || gadget_filter_by_mntns || targ_pid || targ_tid ||
+	return follow || targ_pid || targ_tid ||
 	       targ_uid != GADGET_INVALID_ID || targ_gid != GADGET_INVALID_ID ||
 	       targ_comm[0];
 }
 
-/*
- * Nobody is no process that anyone asked for: its zeros would match
- * "--uid 0".
- */
-static __always_inline bool wants_process(struct gadget_process *proc,
-					  bool known)
+static __always_inline bool wants_process(struct gadget_process *proc)
 {
-	if (!known)
-		return !filters_by_process();
 	return !gadget_should_discard_data(proc->mntns_id, proc->pid, proc->tid,
 					   proc->comm, proc->creds.uid,
 					   proc->creds.gid);

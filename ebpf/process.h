@@ -16,6 +16,7 @@
 #include "../program.h"
 #include "read.h"
 
+#define INIT_PID 1 /* ancestor of all that have no elder one */
 #define PF_KTHREAD 0x00200000 /* include/linux/sched.h */
 
 /* A kernel thread (NFS, an MPTCP subflow) works for somebody who is not known. */

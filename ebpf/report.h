@@ -13,7 +13,9 @@
 #include <gadget/types.h>
 
 #include "../program.h"
+#include "host.h"
 #include "packet.h"
+#include "params.h"
 #include "process.h"
 #include "socket.h"
 
@@ -185,10 +187,19 @@ static __always_inline bool wants_called_port(const struct report *report)
 	       (report->translated && wants_port(report->socket.remote_port));
 }
 
-static __always_inline bool wants_found(struct found *found)
+/*
+ * Nobody is no process that anyone asked for: its zeros would match "--uid 0". Where
+ * containers were, what is in the namespace of one of them is its own.
+ */
+static __always_inline bool wants_found(struct report *report)
 {
-	return wants_process(&found->proc, found->known) &&
-	       (!follow || found->followed);
+	struct found *found = &report->found;
+
+	if (!found->known)
+		return !filters_by_process() &&
+		       (!gadget_filter_by_mntns ||
+			is_of_container(report->ends.netns));
+	return wants_process(&found->proc) && (!follow || found->followed);
 }
 
 /* Whose attempts the rate limit counts together: a key, no byte is unset. */

@@ -76,7 +76,7 @@ static __noinline int report_unseen(void *ctx, struct sock *sk,
 	begin_unseen(report, ends, owner);
 	report->runs_in = runs_in;
 	report->is_refused = !owner->isn; /* there was no SYN */
-	if (!is_group_address(&report->attempt) && wants_found(&report->found))
+	if (!is_group_address(&report->attempt) && wants_found(report))
 		deliver(ctx, space);
 	return 0;
 }

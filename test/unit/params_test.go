@@ -217,3 +217,38 @@ func TestAttemptsOfNobodyAreCountedWhereSomebodyIsWanted(t *testing.T) {
 		})
 	}
 }
+
+// TestAttemptsOfNobodyAreAContainersInItsNamespace: ig has the filter in the
+// namespaces of the containers that are asked for, one of which can be the host's.
+func TestAttemptsOfNobodyAreAContainersInItsNamespace(t *testing.T) {
+	w := newVeth(t, false)
+	containers := parameters{"gadget_filter_by_mntns": true}
+	anyone := parameters{"gadget_filter_by_mntns": true, "targ_uid": uint32(0)}
+	host, other := uint64(w.netns(false)), uint64(1)
+	for _, c := range []struct {
+		name   string
+		params parameters
+		host   uint64
+		want   rule
+	}{
+		{"namespaces beside the host's", containers, other, all},
+		{"what has got it is the host", containers, host, onlySent},
+		{"what has got it is the host, which is asked for", nil, host, all},
+		{"namespaces beside the host's, of a user", anyone, other, none},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			g := load(t, c.params)
+			if err := g.collection.Maps["host"].Put(uint32(0), c.host); err != nil {
+				t.Fatal(err)
+			}
+			w.attach(t, g)
+			got, err := reported(w, g)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if want := selected(c.want); !slices.Equal(got, want) {
+				t.Errorf("with %v: got %q, want %q", c.params, got, want)
+			}
+		})
+	}
+}
