@@ -11,6 +11,8 @@ SHELL := /bin/bash
 MAKEFLAGS += --no-print-directory
 
 IMAGE ?= network:latest
+# the same gadget, which counts: see connections/
+CONNECTIONS_IMAGE ?= $(shell echo '$(IMAGE)' | sed -E 's,(:[^:/]*)?$$,-connections\1,')
 # where the image is compiled: auto, container (IG's builder image) or local (clang)
 BUILDER ?= auto
 # flags for `ig image build`
@@ -41,6 +43,8 @@ LAYOUT := internal/gadget/image/layout
 IG := $(shell ig version 2>/dev/null | grep -qx '$(IG_VERSION)' && command -v ig || echo $(BUILD)/ig)
 
 GADGET_SOURCES := program.bpf.c program.h gadget.yaml $(wildcard ebpf/*.h)
+CONNECTIONS_SOURCES := $(GADGET_SOURCES) $(wildcard connections/*)
+C_SOURCES := $(filter %.c %.h,$(CONNECTIONS_SOURCES))
 
 .PHONY: help
 help: ## list the targets
@@ -82,17 +86,24 @@ $(BUILD)/image.options: FORCE | $(BUILD)
 	[ "$$(cat $@ 2>/dev/null)" = "$$options" ] || echo "$$options" > $@
 
 .PHONY: image
-image: $(BUILD)/image.stamp ## build the gadget image into ig's store and into netgadget
+image: $(BUILD)/image.stamp $(BUILD)/connections.stamp ## build the gadget's images into ig's store, and into netgadget
+
+# $(1): the image; $(2): its archive, for netgadget and for guests; $(3): more flags
+build_image = rm -f $@ $(2); \
+	$(ASK_ROOT) "ig keeps images in /var/lib/ig"; \
+	SUDO='$(SUDO)' IG='$(IG)' IG_VERSION='$(IG_VERSION)' INCLUDE='$(INCLUDE)' \
+		test/build-image $(BUILDER) $(1) $(CURDIR) $(3) $(BUILD_FLAGS); \
+	$(SUDO) $(IG) image export $(1) $(2) >/dev/null; \
+	$(if $(SUDO),$(SUDO) chown "$$(id -u):$$(id -g)" $(2);)
 
 $(BUILD)/image.stamp: $(GADGET_SOURCES) test/build-image $(IG) $(INCLUDE)/vmlinux.h $(BUILD)/image.options | deps
-	@rm -f $@ $(BUILD)/network.tar
-	@$(ASK_ROOT) "ig keeps images in /var/lib/ig"; \
-	SUDO='$(SUDO)' IG='$(IG)' IG_VERSION='$(IG_VERSION)' INCLUDE='$(INCLUDE)' \
-		test/build-image $(BUILDER) $(IMAGE) $(CURDIR) $(BUILD_FLAGS)
-	@$(SUDO) $(IG) image export $(IMAGE) $(BUILD)/network.tar >/dev/null
-	@$(if $(SUDO),$(SUDO) chown "$$(id -u):$$(id -g)" $(BUILD)/network.tar;) \
-	rm -rf $(LAYOUT)/blobs $(LAYOUT)/index.json $(LAYOUT)/oci-layout; \
+	@$(call build_image,$(IMAGE),$(BUILD)/network.tar)
+	@rm -rf $(LAYOUT)/blobs $(LAYOUT)/index.json $(LAYOUT)/oci-layout; \
 	tar -xf $(BUILD)/network.tar -C $(LAYOUT)
+	@touch $@
+
+$(BUILD)/connections.stamp: $(CONNECTIONS_SOURCES) test/build-image $(IG) $(INCLUDE)/vmlinux.h $(BUILD)/image.options | deps
+	@$(call build_image,$(CONNECTIONS_IMAGE),$(BUILD)/network-connections.tar,-f connections/build.yaml)
 	@touch $@
 
 # --- netgadget ----------------------------------------------------------------
@@ -104,7 +115,7 @@ $(BUILD)/boot: FORCE | $(BUILD)
 	@CGO_ENABLED=0 go build -trimpath -o $@ ./internal/vm/boot
 
 .PHONY: build
-build: $(BUILD)/netgadget ## build the gadget image and netgadget
+build: $(BUILD)/netgadget $(BUILD)/connections.stamp ## build the gadget's images and netgadget
 
 .PHONY: build-with-metadata image-with-metadata
 build-with-metadata: ## build the same with `ig image build --update-metadata`
@@ -283,7 +294,7 @@ SCRIPTS = $(shell grep -lE '^\#!(/usr/bin/env bash|/bin/sh)' .ci/* test/* 2>/dev
 
 .PHONY: lint
 lint: $(GOLANGCI_LINT) $(GOFUMPT) $(ACTIONLINT) | deps ## check the style of Go, C, shell and workflows
-	@echo "clang-format"; clang-format --dry-run --Werror program.bpf.c program.h ebpf/*.h
+	@echo "clang-format"; clang-format --dry-run --Werror $(C_SOURCES)
 	@echo "gofumpt"; files=$$($(GOFUMPT) -l bench cmd internal test); \
 	[ -z "$$files" ] || { echo "not formatted by gofumpt:"; echo "$$files"; exit 1; } >&2
 	@echo "go mod tidy"; go mod tidy -diff
@@ -295,7 +306,7 @@ lint: $(GOLANGCI_LINT) $(GOFUMPT) $(ACTIONLINT) | deps ## check the style of Go,
 .PHONY: format
 format: $(GOLANGCI_LINT) | deps ## format Go and C
 	@$(GOLANGCI_LINT) fmt ./...
-	@clang-format -i program.bpf.c program.h ebpf/*.h
+	@clang-format -i $(C_SOURCES)
 
 .PHONY: clean
 clean: ## remove what was built

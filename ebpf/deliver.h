@@ -16,6 +16,9 @@
 #define GADGET_TYPE_NETWORKING
 #include <gadget/macros.h>
 
+#ifdef COUNTS_CONNECTIONS
+#include "count.h"
+#endif
 #include "event.h"
 #include "limit.h"
 #include "lives.h"
@@ -34,7 +37,7 @@
 #define ANNOUNCED_AFTER_NS (NSEC_PER_SEC / 2)
 
 const volatile __u32 unsent_max_entries = 8192;
-GADGET_PARAM(unsent_max_entries);
+EVENT_PARAM(unsent_max_entries);
 
 /* Events for which there was no room, oldest first. */
 struct {
@@ -279,6 +282,18 @@ __noinline int prepare_announced(__u32 runs_in)
 	return true;
 }
 
+/* In place of an event. */
+static __always_inline void count_report(struct workspace *space)
+{
+#ifdef COUNTS_CONNECTIONS
+	if (space->report.outcome.event)
+		count_outcome(&space->report);
+	else
+		count_attempt(&space->report);
+#endif
+	begin_life(space);
+}
+
 /* An attempt's, if its owner may have one. */
 __noinline int prepare_attempt(__u32 runs_in, __u32 has_waited)
 {
@@ -291,6 +306,10 @@ __noinline int prepare_attempt(__u32 runs_in, __u32 has_waited)
 	if (!space)
 		return false;
 	d = &space->delivery;
+	if (IS_COUNTING) {
+		count_report(space);
+		return false;
+	}
 	if (failed_only && !space->report.outcome.event) {
 		begin_life(space);
 		return false;
@@ -335,6 +354,10 @@ __noinline int prepare_outcome(__u32 runs_in)
 
 	if (!space)
 		return false;
+	if (IS_COUNTING) {
+		count_report(space);
+		return false;
+	}
 	d = &space->delivery;
 	build_event(runs_in, false);
 	if (look_at_ring(event_size()) == RING_HAS_ROOM)

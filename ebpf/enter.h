@@ -20,7 +20,7 @@
 #include "follow.h"
 
 const volatile __u32 watched_max_entries = 64;
-GADGET_PARAM(watched_max_entries);
+EVENT_PARAM(watched_max_entries);
 
 enum whose {
 	NOBODYS,

@@ -21,7 +21,9 @@
 #include "report.h"
 #include "ring.h"
 
+#ifndef COUNTS_CONNECTIONS
 GADGET_TRACER(network, events, event);
+#endif
 
 static __always_inline void set_meta(struct event *event,
 				     const struct report *report)

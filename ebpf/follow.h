@@ -18,7 +18,7 @@
 #include "params.h"
 
 const volatile __u32 followed_max_entries = 64;
-GADGET_PARAM(followed_max_entries);
+EVENT_PARAM(followed_max_entries);
 
 /*
  * Processes that are followed and live, but for the first: when each was

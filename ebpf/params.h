@@ -15,6 +15,18 @@
 #include <gadget/macros.h>
 #include <gadget/types.h>
 
+/*
+ * Whether attempts are counted, in place of an event for each: see connections/. What
+ * is a parameter of events alone is none then.
+ */
+#ifdef COUNTS_CONNECTIONS
+#define IS_COUNTING true
+#define EVENT_PARAM(name)
+#else
+#define IS_COUNTING false
+#define EVENT_PARAM(name) GADGET_PARAM(name)
+#endif
+
 #define FIRST_UNPRIVILEGED_PORT 1024 /* PROT_SOCK in include/net/sock.h */
 #define NSEC_PER_SEC 1000000000ULL
 #define LOOPBACK_IFINDEX 1 /* see include/net/flow.h: in every namespace */
@@ -44,23 +56,23 @@ const volatile __u32 udp_idle = 60; /* s */
 GADGET_PARAM(udp_idle);
 
 const volatile bool copies = false;
-GADGET_PARAM(copies);
+EVENT_PARAM(copies);
 
 const volatile bool forwarded = false;
-GADGET_PARAM(forwarded);
+EVENT_PARAM(forwarded);
 
-const volatile bool lifecycle = false;
+const volatile bool lifecycle = IS_COUNTING;
 GADGET_PARAM(lifecycle);
 
 const volatile bool failed_only = false;
-GADGET_PARAM(failed_only);
+EVENT_PARAM(failed_only);
 
 const volatile __u32 rate_limit = 1000; /* events/s of one owner; 0: none */
-GADGET_PARAM(rate_limit);
+EVENT_PARAM(rate_limit);
 
 /* A process, which is reported with those that it starts; 0: every process. */
 const volatile __u32 follow = 0;
-GADGET_PARAM(follow);
+EVENT_PARAM(follow);
 
 static __always_inline bool wants_direction(bool egress)
 {

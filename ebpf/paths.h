@@ -23,10 +23,10 @@
 #define MAX_PATH_DEPTH 40 /* names and mounts of one path */
 
 const volatile bool paths = false;
-GADGET_PARAM(paths);
+EVENT_PARAM(paths);
 
 const volatile __u32 socket_paths_max_entries = 256;
-GADGET_PARAM(socket_paths_max_entries);
+EVENT_PARAM(socket_paths_max_entries);
 
 struct socket_paths {
 	__u64 since; /* of the socket's page */
