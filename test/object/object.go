@@ -5,18 +5,22 @@
 package object
 
 import (
+	"archive/tar"
 	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"maps"
+	"os"
 	"path"
 	"regexp"
 	"runtime"
 	"slices"
 	"strconv"
 	"strings"
+	"testing/fstest"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -30,11 +34,43 @@ const programMediaType = "application/vnd.gadget.ebpf.program.v1+binary"
 
 // Read reads the embedded image's object for this machine's architecture.
 func Read() (*ebpf.CollectionSpec, error) {
+	layout, err := image.Layout()
+	if err != nil {
+		return nil, err
+	}
+	return readFrom(layout)
+}
+
+// ReadArchive reads the same of an image in a file, as `ig image export` writes it.
+func ReadArchive(file string) (*ebpf.CollectionSpec, error) {
+	f, err := os.Open(file)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	layout := fstest.MapFS{}
+	for archive := tar.NewReader(f); ; {
+		header, err := archive.Next()
+		if errors.Is(err, io.EOF) {
+			return readFrom(layout)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("reading %s: %w", file, err)
+		}
+		content, err := io.ReadAll(archive)
+		if err != nil {
+			return nil, fmt.Errorf("reading %s: %w", file, err)
+		}
+		layout[path.Clean(header.Name)] = &fstest.MapFile{Data: content}
+	}
+}
+
+func readFrom(layout fs.FS) (*ebpf.CollectionSpec, error) {
 	// Before Linux 5.11, maps are locked memory.
 	if err := rlimit.RemoveMemlock(); err != nil {
 		return nil, err
 	}
-	object, err := embedded(runtime.GOARCH)
+	object, err := objectOf(layout, runtime.GOARCH)
 	if err != nil {
 		return nil, err
 	}
@@ -144,12 +180,8 @@ func attachHook(spec *ebpf.ProgramSpec, p *ebpf.Program) (link.Link, error) {
 	return link.Kprobe(spec.AttachTo, p, nil)
 }
 
-// embedded finds the eBPF object of an architecture in the OCI layout.
-func embedded(arch string) ([]byte, error) {
-	layout, err := image.Layout()
-	if err != nil {
-		return nil, err
-	}
+// objectOf finds the eBPF object of an architecture in an OCI layout.
+func objectOf(layout fs.FS, arch string) ([]byte, error) {
 	type descriptor struct {
 		MediaType, Digest string
 		Platform          struct{ Architecture string }
