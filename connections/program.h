@@ -34,6 +34,7 @@ struct connection_counts {
 	gadget_counter__u64 attempts;
 	gadget_counter__u64 established;
 	gadget_counter__u64 failed;
+	gadget_counter__u64 closed; /* of those that were established */
 	gadget_counter__u64 tx_bytes; /* payload of those that were closed */
 	gadget_counter__u64 rx_bytes;
 	/* What has happened meanwhile, and had no row: there are too many. */

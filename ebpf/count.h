@@ -68,6 +68,7 @@ static __always_inline void add_counts(struct connection_counts *to,
 	to->attempts += more->attempts;
 	to->established += more->established;
 	to->failed += more->failed;
+	to->closed += more->closed;
 	to->tx_bytes += more->tx_bytes;
 	to->rx_bytes += more->rx_bytes;
 	to->uncounted += more->uncounted;
@@ -161,6 +162,7 @@ static __always_inline void count_outcome(const struct report *report)
 		return;
 	count->more.established = o->event == established;
 	count->more.failed = o->event == failed;
+	count->more.closed = o->event == closed;
 	if (o->event == closed) {
 		count->more.tx_bytes = o->tx;
 		count->more.rx_bytes = o->rx;

@@ -34,7 +34,13 @@ type stockIG struct {
 // startIG starts the stock ig, which ends by stop.
 func startIG(t *testing.T, args ...string) *stockIG {
 	t.Helper()
-	args = append([]string{"run", storedImage, "--verify-image=false"}, args...)
+	return startIGOn(t, storedImage, args...)
+}
+
+// startIGOn does the same with another image.
+func startIGOn(t *testing.T, image string, args ...string) *stockIG {
+	t.Helper()
+	args = append([]string{"run", image, "--verify-image=false"}, args...)
 	ig := &stockIG{cmd: exec.Command(artifact(igBinary), args...), ended: make(chan struct{})}
 	ig.cmd.Stderr = &ig.stderr
 	stdout, err := ig.cmd.StdoutPipe()

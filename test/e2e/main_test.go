@@ -43,6 +43,7 @@ const (
 	agentBinary     = "agent"
 	firstBinary     = "first"
 	imageFile       = "network.tar"
+	connectionsFile = "network-connections.tar"
 )
 
 func artifact(name string) string { return filepath.Join(artifacts, name) }

@@ -96,7 +96,7 @@ func guestConfig(ctx context.Context, dir string, args []string) (vm.Config, err
 		return vm.Config{}, err
 	}
 	files := []vm.File{{Guest: guestTests, Host: tests}, {Guest: guestScripts, Host: "testdata"}}
-	for _, name := range []string{igBinary, netgadgetBinary, agentBinary, firstBinary, imageFile} {
+	for _, name := range []string{igBinary, netgadgetBinary, agentBinary, firstBinary, imageFile, connectionsFile} {
 		files = append(files, vm.File{Guest: filepath.Join(guestArtifacts, name), Host: filepath.Join(dir, name)})
 	}
 	files = append(files, accounts()...)
@@ -180,19 +180,21 @@ func sharedLibraries(program string) []vm.File {
 	return files
 }
 
-// prepareGuest puts the image where the stock ig looks for it.
+// prepareGuest puts the images where the stock ig looks for them.
 func prepareGuest() error {
-	out, err := exec.Command(artifact(igBinary), "image", "import", artifact(imageFile)).CombinedOutput()
-	if err != nil {
-		return fmt.Errorf("ig image import: %w: %s", err, out)
+	for _, file := range []string{imageFile, connectionsFile} {
+		out, err := exec.Command(artifact(igBinary), "image", "import", artifact(file)).CombinedOutput()
+		if err != nil {
+			return fmt.Errorf("ig image import: %w: %s", err, out)
+		}
 	}
 	return nil
 }
 
 // linkArtifacts gathers what make left for an architecture, and builds the agent.
 func linkArtifacts(ctx context.Context, dir, arch string) error {
-	for _, name := range []string{igBinary, netgadgetBinary, imageFile} {
-		foreign := arch != runtime.GOARCH && name != imageFile
+	for _, name := range []string{igBinary, netgadgetBinary, imageFile, connectionsFile} {
+		foreign := arch != runtime.GOARCH && filepath.Ext(name) != ".tar"
 		build := "../../build"
 		if foreign {
 			build = filepath.Join(build, arch)
