@@ -98,16 +98,11 @@ static __always_inline struct arriving *get_arriving(void)
 	return bpf_map_lookup_elem(&arriving, &zero);
 }
 
-/* None ends before it has begun: what is read first cannot be ahead. */
 static __always_inline bool awaits_answers(void)
 {
-	volatile struct arriving *a = get_arriving();
-	__u64 ended;
+	struct arriving *a = get_arriving();
 
-	if (!a)
-		return false;
-	ended = a->ended;
-	return a->begun != ended;
+	return a && is_any_left(&a->begun, &a->ended);
 }
 
 static __always_inline struct arrival *get_latest_arrival(void)

@@ -131,16 +131,11 @@ static __always_inline void begin_life(struct workspace *space)
 		__sync_fetch_and_add(&l->ended, 1);
 }
 
-/* None ends before it has begun: what is read first cannot be ahead. */
 static __always_inline bool has_lives(void)
 {
-	volatile struct living *l = get_living();
-	__u64 ended;
+	struct living *l = get_living();
 
-	if (!l)
-		return false;
-	ended = l->ended;
-	return l->begun != ended;
+	return l && is_any_left(&l->begun, &l->ended);
 }
 
 static __always_inline struct life *find_life(const struct life_key *key)

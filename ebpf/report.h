@@ -157,6 +157,18 @@ struct life_key {
 	__u64 pad; /* a tuple is a multiple of 16 bytes */
 };
 
+/*
+ * Of what is counted when it begins and when it ends. None ends before it has begun:
+ * what is read first cannot be ahead.
+ */
+static __always_inline bool is_any_left(const volatile __u64 *begun,
+					const volatile __u64 *ended)
+{
+	__u64 over = *ended;
+
+	return *begun != over;
+}
+
 /* The packet as the socket of this side would see it. */
 static __always_inline void set_ends(struct tuple *ends, __u32 netns,
 				     const struct attempt *a)

@@ -68,8 +68,10 @@ func sources(t *testing.T) string {
 	for _, name := range []string{"program.bpf.c", "program.h", "gadget.yaml"} {
 		copyFile(t, filepath.Join(tree(t), name), filepath.Join(dir, name))
 	}
-	if err := os.CopyFS(filepath.Join(dir, "ebpf"), os.DirFS(filepath.Join(tree(t), "ebpf"))); err != nil {
-		t.Fatal(err)
+	for _, name := range []string{"ebpf", "connections"} {
+		if err := os.CopyFS(filepath.Join(dir, name), os.DirFS(filepath.Join(tree(t), name))); err != nil {
+			t.Fatal(err)
+		}
 	}
 	return dir
 }
@@ -132,6 +134,17 @@ func pristine(t *testing.T) string {
 	const image = "image-test:pristine"
 	if digestOf(t, image) == "" {
 		build(t, image, sources(t))
+	}
+	return image
+}
+
+// pristineCounting is the same of the image that counts connections.
+func pristineCounting(t *testing.T) string {
+	t.Helper()
+	const image = "image-test-connections:pristine"
+	if digestOf(t, image) == "" {
+		dir := sources(t)
+		build(t, image, dir, "-f", filepath.Join(dir, "connections", "build.yaml"))
 	}
 	return image
 }

@@ -5,6 +5,7 @@ package image
 import (
 	"encoding/json"
 	"os/exec"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -18,31 +19,63 @@ import (
 )
 
 func TestEveryFieldAndParameterIsDescribed(t *testing.T) {
-	c := export(t, pristine(t))
-	if text := string(c.metadata); strings.Contains(text, "TODO") {
-		t.Errorf("wanted metadata without TODO, got\n%s", text)
+	for source, c := range map[string]struct {
+		image, name string
+		structs     []string // that its fields are of
+	}{
+		"network":     {pristine(t), "network", []string{"event"}},
+		"connections": {pristineCounting(t), "network connections", []string{"connection", "connection_counts"}},
+	} {
+		t.Run(source, func(t *testing.T) {
+			wantAllDescribed(t, export(t, c.image), c.name, source, c.structs...)
+		})
 	}
-	var metadata metadatav1.GadgetMetadata
+}
+
+func metadataOf(t *testing.T, c content) (metadata metadatav1.GadgetMetadata) {
+	t.Helper()
 	if err := yaml.Unmarshal(c.metadata, &metadata); err != nil {
 		t.Fatal(err)
 	}
-	source, ok := metadata.DataSources["network"]
+	return metadata
+}
+
+func wantAllDescribed(t *testing.T, c content, gadget, source string, structs ...string) {
+	t.Helper()
+	if text := string(c.metadata); strings.Contains(text, "TODO") {
+		t.Errorf("wanted metadata without TODO, got\n%s", text)
+	}
+	metadata := metadataOf(t, c)
+	described, ok := metadata.DataSources[source]
 	if !ok {
-		t.Fatalf("wanted the data source network, got\n%s", c.metadata)
+		t.Fatalf("wanted the data source %s, got\n%s", source, c.metadata)
 	}
 	fields, params := map[string]string{}, map[string]string{}
-	for name, f := range source.Fields {
+	for name, f := range described.Fields {
 		fields[name] = f.Annotations["description"]
 	}
 	for name, p := range metadata.Params["ebpf"] {
 		params[name] = p.Description
 	}
 	for _, object := range c.objects {
-		wantDescribed(t, "field", eventFields(t, object), fields)
+		wantDescribed(t, "field", members(t, object, structs...), fields)
 		wantDescribed(t, "parameter", parameters(t, object), params)
 	}
-	if metadata.Name != "network" || metadata.Description == "" {
-		t.Errorf("wanted a described gadget network, got %q: %q", metadata.Name, metadata.Description)
+	if metadata.Name != gadget || metadata.Description == "" {
+		t.Errorf("wanted a described gadget %s, got %q: %q", gadget, metadata.Name, metadata.Description)
+	}
+}
+
+// TestParametersAreTheSameInBothImages: but for those that say something else, as they
+// are about counts.
+func TestParametersAreTheSameInBothImages(t *testing.T) {
+	own := []string{"lifecycle", "lives_max_entries"}
+	whole := metadataOf(t, export(t, pristine(t))).Params["ebpf"]
+	for name, counting := range metadataOf(t, export(t, pristineCounting(t))).Params["ebpf"] {
+		p, ok := whole[name]
+		if ok && !slices.Contains(own, name) && !reflect.DeepEqual(p, counting) {
+			t.Errorf("parameter %s: wanted %+v, as of the image network, got %+v", name, p, counting)
+		}
 	}
 }
 
@@ -69,16 +102,19 @@ func wantDescribed(t *testing.T, kind string, names []string, descriptions map[s
 	}
 }
 
-// eventFields are the members of struct event, sorted.
-func eventFields(t *testing.T, object []byte) []string {
+// members are those of structs of the object, sorted.
+func members(t *testing.T, object []byte, structs ...string) []string {
 	t.Helper()
-	var event *btf.Struct
-	if err := collection(t, object).Types.TypeByName("event", &event); err != nil {
-		t.Fatalf("wanted struct event, got %v", err)
-	}
+	types := collection(t, object).Types
 	var names []string
-	for _, m := range event.Members {
-		names = append(names, m.Name)
+	for _, name := range structs {
+		var found *btf.Struct
+		if err := types.TypeByName(name, &found); err != nil {
+			t.Fatalf("wanted struct %s, got %v", name, err)
+		}
+		for _, m := range found.Members {
+			names = append(names, m.Name)
+		}
 	}
 	slices.Sort(names)
 	return names

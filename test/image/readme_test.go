@@ -10,9 +10,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-
-	metadatav1 "github.com/inspektor-gadget/inspektor-gadget/pkg/metadata/v1"
-	"gopkg.in/yaml.v3"
 )
 
 func TestTheReadmeListsEveryFieldAndParameter(t *testing.T) {
@@ -21,17 +18,13 @@ func TestTheReadmeListsEveryFieldAndParameter(t *testing.T) {
 		t.Fatal(err)
 	}
 	c := export(t, pristine(t))
-	var metadata metadatav1.GadgetMetadata
-	if err := yaml.Unmarshal(c.metadata, &metadata); err != nil {
-		t.Fatal(err)
-	}
 	var params []string
-	for p := range maps.Values(metadata.Params["ebpf"]) {
+	for p := range maps.Values(metadataOf(t, c).Params["ebpf"]) {
 		params = append(params, "--"+p.Key)
 	}
 	slices.Sort(params)
 	for heading, want := range map[string][]string{
-		"Fields":     eventFields(t, c.objects["amd64"]),
+		"Fields":     members(t, c.objects["amd64"], "event"),
 		"Parameters": params,
 	} {
 		if got := firstColumn(string(readme), heading); !slices.Equal(got, want) {

@@ -19,16 +19,21 @@ import (
 // runLimit is far above what a VM takes, to boot and to run ig, on a loaded machine.
 const runLimit = 5 * time.Minute
 
-// TestIgHasNothingToUpdateInTheMetadata: ig builds the same image when it is asked
-// to update gadget.yaml, and the stock ig runs it.
+// TestIgHasNothingToUpdateInTheMetadata: ig builds the same images when it is asked
+// to update their metadata, and the stock ig runs the gadget.
 func TestIgHasNothingToUpdateInTheMetadata(t *testing.T) {
-	want := stored(t, pristine(t))
+	want, counting := stored(t, pristine(t)), stored(t, pristineCounting(t))
 	clone := cloneTree(t)
 	run(t, makeTarget(t, clone, "image-with-metadata", "image-test:updated"))
 
-	diff, err := exec.Command("diff", "-u", filepath.Join(tree(t), "gadget.yaml"), filepath.Join(clone, "gadget.yaml")).CombinedOutput()
-	if err != nil {
-		t.Errorf("wanted gadget.yaml as it was, got %v\n%s", err, diff)
+	for _, metadata := range []string{"gadget.yaml", "connections/gadget.yaml"} {
+		diff, err := exec.Command("diff", "-u", filepath.Join(tree(t), metadata), filepath.Join(clone, metadata)).CombinedOutput()
+		if err != nil {
+			t.Errorf("wanted %s as it was, got %v\n%s", metadata, err, diff)
+		}
+	}
+	if got := stored(t, "image-test-connections:updated"); got != counting {
+		t.Errorf("wanted the digest of a build without an update, %s, got %s", counting, got)
 	}
 	if got := stored(t, "image-test:updated"); got != want {
 		t.Errorf("wanted the digest of a build without an update, %s, got %s", want, got)
