@@ -9,9 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"runtime"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -21,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"gadget.example/network/internal/vm/guest"
+	"gadget.example/network/test/rootfs"
 )
 
 // Addresses beside the programs'.
@@ -73,28 +72,11 @@ func newMachine(t *testing.T) *machine {
 
 // giveBack makes the files of the root file system their owners' again.
 func giveBack() error {
-	b, err := os.ReadFile(guestOwners)
+	list, err := os.ReadFile(guestOwners)
 	if err != nil {
 		return err
 	}
-	for line := range strings.Lines(string(b)) {
-		var uid, gid int
-		var mode uint32
-		fields := strings.SplitN(strings.TrimSuffix(line, "\n"), " ", 4)
-		if _, err := fmt.Sscanf(line, "%d %d %o", &uid, &gid, &mode); err != nil || len(fields) != 4 {
-			return fmt.Errorf("%s: line %q", guestOwners, line)
-		}
-		path := filepath.Join(guestRoot, fields[3])
-		if err := os.Lchown(path, uid, gid); err != nil {
-			return err
-		}
-		if mode&(unix.S_ISUID|unix.S_ISGID) != 0 { // a new owner takes these away
-			if err := unix.Chmod(path, mode); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
+	return rootfs.GiveBack(guestRoot, list)
 }
 
 // enterable mounts what programs expect.

@@ -13,6 +13,7 @@ import (
 
 	"gadget.example/network/internal/vm"
 	"gadget.example/network/test/guest"
+	"gadget.example/network/test/rootfs"
 )
 
 // Paths in the guest.
@@ -29,6 +30,17 @@ const memory = 6144 // MiB
 
 // guestModules are the devices to the client and to the container, and what the rule of the published port is made of.
 var guestModules = []string{"veth", "nf_tables", "nft_chain_nat", "nft_nat", "nft_compat", "xt_nat", "xt_tcpudp"}
+
+// recipe has the programs. docker.io is for docker-proxy alone.
+var recipe = rootfs.Recipe{
+	Packages: []string{
+		"apache2", "bind9", "busybox-static", "chrony", "dnsmasq-base", "docker.io", "haproxy", "iptables", "memcached",
+		"mosquitto", //nolint:misspell // its name
+		"nginx-light", "nodejs", "openbsd-inetd", "openssh-server", "postfix", "postgresql", "python3", "redis-server", "runc",
+		"socat", "systemd", "unbound",
+	},
+	Unneeded: append([]string{"usr/bin/containerd*", "usr/bin/ctr", "usr/bin/docker", "usr/sbin/dockerd"}, rootfs.Unneeded...),
+}
 
 // runInVM runs these same tests in a VM, and returns their status.
 func runInVM(ctx context.Context, args []string) (int, error) {
@@ -63,11 +75,11 @@ func guestConfig(ctx context.Context, dir string, args []string) (vm.Config, err
 	if kernel.Arch != runtime.GOARCH {
 		return vm.Config{}, fmt.Errorf("kernel %s is for %s: the root file system is made for this machine alone", kernel.Release, kernel.Arch)
 	}
-	root, err := makeRootfs(ctx, filepath.Join(filepath.Dir(cache), "programs"))
+	root, err := recipe.Make(ctx, filepath.Join(filepath.Dir(cache), "programs"))
 	if err != nil {
 		return vm.Config{}, err
 	}
-	foreign, err := owners(root)
+	foreign, err := rootfs.Owners(root)
 	if err != nil {
 		return vm.Config{}, err
 	}

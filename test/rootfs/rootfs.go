@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package programs
+// Package rootfs makes root file systems of Debian's packages, for guests of internal/vm.
+package rootfs
 
 import (
 	"context"
@@ -20,31 +21,30 @@ import (
 // suite is Debian's, whose programs are tested.
 const suite = "bookworm"
 
-// packages have the programs. docker.io is for docker-proxy alone.
-var packages = []string{
-	"apache2", "bind9", "busybox-static", "chrony", "dnsmasq-base", "docker.io", "haproxy", "iptables", "memcached",
-	"mosquitto", //nolint:misspell // its name
-	"nginx-light", "nodejs", "openbsd-inetd", "openssh-server", "postfix", "postgresql", "python3", "redis-server", "runc",
-	"socat", "systemd", "unbound",
+// version changes with how the file system is made.
+const version = 1
+
+// Recipe is what a root file system is made of.
+type Recipe struct {
+	Packages []string
+	// Unneeded are patterns of paths below the root: what the guest's memory is too dear for, and what an initramfs cannot hold.
+	Unneeded []string
 }
 
-// rootfsVersion changes with how the file system is made.
-const rootfsVersion = 1
-
-// unneeded is what the guest's memory is too dear for, and what an initramfs cannot hold.
-var unneeded = []string{
-	"dev/*", "usr/bin/containerd*", "usr/bin/ctr", "usr/bin/docker", "usr/sbin/dockerd", "usr/share/doc", "usr/share/i18n",
-	"usr/share/info", "usr/share/locale", "usr/share/man", "var/cache/apt/*", "var/lib/apt/lists/*",
+// Unneeded are what nobody needs: see Recipe.
+var Unneeded = []string{
+	"dev/*", "usr/share/doc", "usr/share/i18n", "usr/share/info", "usr/share/locale", "usr/share/man", "var/cache/apt/*",
+	"var/lib/apt/lists/*",
 }
 
-// makeRootfs returns a folder with a root file system of the packages, which is made once.
-func makeRootfs(ctx context.Context, cache string) (dir string, err error) {
-	key := sha256.Sum256(fmt.Append(nil, rootfsVersion, suite, packages, unneeded))
+// Make returns a folder with a root file system of the packages, which is made once. It needs root, and a Debian.
+func (r Recipe) Make(ctx context.Context, cache string) (dir string, err error) {
+	key := sha256.Sum256(fmt.Append(nil, version, suite, r.Packages, r.Unneeded))
 	dir = filepath.Join(cache, fmt.Sprintf("rootfs-%s-%x", suite, key[:6]))
 	if _, err := os.Stat(dir); err == nil {
 		return dir, nil
 	}
-	fmt.Fprintf(os.Stderr, "Making a root file system of %d Debian packages in %s (some 2 minutes)\n", len(packages), dir)
+	fmt.Fprintf(os.Stderr, "Making a root file system of %d Debian packages in %s (some 2 minutes)\n", len(r.Packages), dir)
 	sources, err := debianSources(ctx)
 	if err != nil {
 		return "", err
@@ -58,11 +58,11 @@ func makeRootfs(ctx context.Context, cache string) (dir string, err error) {
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(part)) }()
 	root := filepath.Join(part, "root")
-	args := append([]string{"--quiet", "--variant=minbase", "--include=" + strings.Join(packages, ","), suite, root}, sources...)
+	args := append([]string{"--quiet", "--variant=minbase", "--include=" + strings.Join(r.Packages, ","), suite, root}, sources...)
 	if err := command(ctx, "mmdebstrap", args...).Run(); err != nil {
 		return "", fmt.Errorf("mmdebstrap: %w (it is Debian's package mmdebstrap, and needs root)", err)
 	}
-	for _, pattern := range unneeded {
+	for _, pattern := range r.Unneeded {
 		paths, err := filepath.Glob(filepath.Join(root, pattern))
 		if err != nil {
 			return "", err
@@ -94,8 +94,8 @@ func debianSources(ctx context.Context) ([]string, error) {
 	return sources, nil
 }
 
-// owners lists what does not belong to root, a line each: the guest's files all do at first.
-func owners(root string) ([]byte, error) {
+// Owners lists what does not belong to root, a line each, for GiveBack: the guest's files all do at first.
+func Owners(root string) ([]byte, error) {
 	list := []byte{}
 	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
 		if err != nil {
@@ -113,6 +113,28 @@ func owners(root string) ([]byte, error) {
 		return nil
 	})
 	return list, err
+}
+
+// GiveBack makes files below the root their owners' again: of the list that Owners made.
+func GiveBack(root string, list []byte) error {
+	for line := range strings.Lines(string(list)) {
+		var uid, gid int
+		var mode uint32
+		fields := strings.SplitN(strings.TrimSuffix(line, "\n"), " ", 4)
+		if _, err := fmt.Sscanf(line, "%d %d %o", &uid, &gid, &mode); err != nil || len(fields) != 4 {
+			return fmt.Errorf("list of owners: line %q", line)
+		}
+		path := filepath.Join(root, fields[3])
+		if err := os.Lchown(path, uid, gid); err != nil {
+			return err
+		}
+		if mode&(unix.S_ISUID|unix.S_ISGID) != 0 { // a new owner takes these away
+			if err := unix.Chmod(path, mode); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 func command(ctx context.Context, name string, args ...string) *exec.Cmd {
