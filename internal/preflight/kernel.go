@@ -117,21 +117,3 @@ func (h Host) kernelMemory() answer {
 	}
 	return found("eBPF may read it (no lockdown=confidentiality)")
 }
-
-// kernelSymbols: without the address of socket_file_ops, a symbol of the data
-// section, ig cannot list the sockets that are already open.
-func (h Host) kernelSymbols() answer {
-	const (
-		symbol = "socket_file_ops"
-		effect = ": ig names no process for sockets opened before it starts"
-	)
-	switch {
-	case !h.hasSymbol(symbol):
-		return missing("/proc/kallsyms has no "+symbol+effect, "boot a kernel with CONFIG_KALLSYMS_ALL")
-	case h.read("/proc/sys/kernel/kptr_restrict") == "2":
-		return missing("kernel.kptr_restrict=2 hides addresses"+effect, "sysctl kernel.kptr_restrict=1")
-	case !h.hasCapability(capSyslog):
-		return missing("no CAP_SYSLOG, so that addresses are hidden"+effect, "run with CAP_SYSLOG")
-	}
-	return found(symbol + " in /proc/kallsyms")
-}

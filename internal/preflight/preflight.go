@@ -47,6 +47,13 @@ type Host struct {
 	// AutoMount tells that ig may mount debugfs and tracefs by itself
 	// (its flag --auto-mount-filesystems, host.Config in its Go API).
 	AutoMount bool
+	// Enters tells that the run watches network namespaces from the moment that somebody enters them
+	// (netgadget's --netns and COMMAND).
+	Enters bool
+	// AllNetNS tells that it looks for every network namespace that there is (--netns all).
+	AllNetNS bool
+	// Unlimited tells that whoever starts it lifts the limit of locked memory.
+	Unlimited bool
 }
 
 // ThisHost is the machine that the process runs on, with an ig that mounts
@@ -81,7 +88,7 @@ var checks = []struct {
 	{"tracefs", true, Host.tracefs},
 	{"privileges", true, Host.privileges},
 	{"bpffs", false, Host.bpffs},
-	{"kernel symbols", false, Host.kernelSymbols},
+	{"other network namespaces", false, Host.otherNamespaces},
 	{"container runtime", false, Host.containerRuntime},
 	{"container sockets", false, Host.containerSockets},
 }

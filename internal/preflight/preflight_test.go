@@ -3,6 +3,7 @@
 package preflight
 
 import (
+	"fmt"
 	"maps"
 	"os"
 	"path/filepath"
@@ -20,11 +21,10 @@ func capable() tree {
 		"/proc/1/ns/mnt":                                       "",
 		"/proc/1/ns/net":                                       "",
 		"/proc/filesystems":                                    "nodev\tdebugfs\nnodev\ttracefs\nnodev\tbpf\n\text4\n",
-		"/proc/kallsyms":                                       "0000000000000000 T inet6_bind\n0000000000000000 d socket_file_ops\t[net]\n",
+		"/proc/kallsyms":                                       "0000000000000000 T inet6_bind\t[ipv6]\n",
 		"/proc/self/mounts":                                    "none /sys/kernel/debug debugfs rw 0 0\nnone /sys/kernel/tracing tracefs rw 0 0\nbpf /sys/fs/bpf bpf rw 0 0\n",
 		"/proc/self/status":                                    "Name:\tig\nUid:\t1000\t0\t0\t0\nCapEff:\t000001ffffffffff\n",
 		"/proc/self/uid_map":                                   "         0          0 4294967295\n",
-		"/proc/sys/kernel/kptr_restrict":                       "0\n",
 		"/proc/sys/kernel/osrelease":                           "6.1.0-37-amd64\n",
 		"/proc/sys/kernel/perf_event_paranoid":                 "3\n",
 		"/proc/sys/net/ipv6/conf/all/forwarding":               "0\n",
@@ -52,6 +52,13 @@ func (tr tree) with(name, text string) tree {
 	tr[name] = text
 	return tr
 }
+
+// lackingBit is the capable machine where the process has every capability but one.
+func lackingBit(bit uint) tree {
+	return capable().with(status, fmt.Sprintf("Uid: 0 0 0 0\nCapEff: %016x\n", uint64(0x1ffffffffff)&^(1<<bit)))
+}
+
+const lackingAll = "Uid: 0 0 0 0\nCapEff: 0000000000000000\n"
 
 func (tr tree) host(t *testing.T) Host {
 	t.Helper()
@@ -102,7 +109,7 @@ func TestWhatIsMissingIsNamed(t *testing.T) {
 		"the oldest kernel serves":   {tree: capable().with(release, "5.10.0-35-amd64")},
 		"no /proc": {
 			without("/proc/"),
-			[]string{"kernel", "perf events", "IPv6 functions", "debugfs", "tracefs", "privileges", "bpffs", "kernel symbols"},
+			[]string{"kernel", "perf events", "IPv6 functions", "debugfs", "tracefs", "privileges", "bpffs", "other network namespaces"},
 			"mount procfs on /proc",
 		},
 		"BTF":        {without("/sys/kernel/btf"), []string{"BTF"}, "CONFIG_DEBUG_INFO_BTF"},
@@ -115,7 +122,7 @@ func TestWhatIsMissingIsNamed(t *testing.T) {
 		},
 		"perf events": {without("/proc/sys/kernel/perf_event_paranoid"), []string{"perf events"}, "CONFIG_PERF_EVENTS"},
 		"IPv6": {
-			without("/proc/sys/net/ipv6").with("/proc/kallsyms", "0 T inet_bind\n0 d socket_file_ops\n"),
+			without("/proc/sys/net/ipv6").with("/proc/kallsyms", "0 T inet_bind\n"),
 			[]string{"IPv6 functions"},
 			"modprobe ipv6",
 		},
@@ -156,31 +163,28 @@ func TestWhatIsMissingIsNamed(t *testing.T) {
 			"root only of a user namespace",
 		},
 		"every capability": {
-			capable().with(status, "Uid: 0 0 0 0\nCapEff: 0000000000000000\n"),
-			[]string{"privileges", "kernel symbols"},
-			"no CAP_SYS_ADMIN, CAP_NET_RAW:",
+			capable().with(status, lackingAll),
+			[]string{"privileges", "other network namespaces"},
+			"no CAP_SYS_ADMIN, to load eBPF programs, watch container runtimes and enter network namespaces, no CAP_NET_ADMIN, to",
 		},
-		"CAP_NET_RAW": {
-			capable().with(status, "Uid: 0 0 0 0\nCapEff: 000001ffffffdfff\n"), []string{"privileges"}, "no CAP_NET_RAW:",
-		},
+		"CAP_SYS_ADMIN":  {lackingBit(21), []string{"privileges"}, "no CAP_SYS_ADMIN, to load"},
+		"CAP_NET_ADMIN":  {lackingBit(12), []string{"privileges"}, "no CAP_NET_ADMIN, to read the last events"},
+		"CAP_NET_RAW":    {lackingBit(13), []string{"privileges"}, "no CAP_NET_RAW, to open the packet sockets that see each attempt: run with CAP_SYS_ADMIN, CAP_NET_ADMIN, CAP_NET_RAW, CAP_SYS_PTRACE (a container"},
+		"CAP_SYS_PTRACE": {lackingBit(19), []string{"privileges"}, "no CAP_SYS_PTRACE, to see the namespaces"},
 		"CAP_SYS_RESOURCE on 5.10": {
-			capable().with(status, "Uid: 0 0 0 0\nCapEff: 000001fffeffffff\n").with(release, "5.10.0"),
-			[]string{"privileges"},
-			"no CAP_SYS_RESOURCE:",
+			lackingBit(24).with(release, "5.10.0"), []string{"privileges"}, "no CAP_SYS_RESOURCE, to lock memory for eBPF maps (or raise the limit",
 		},
-		"CAP_SYS_RESOURCE on 5.11 does not matter": {
-			tree: capable().with(status, "Uid: 0 0 0 0\nCapEff: 000001fffeffffff\n").with(release, "5.11.0"),
+		"CAP_SYS_RESOURCE on 5.10, where no limit is": {
+			tree: lackingBit(24).with(release, "5.10.0").with("/proc/self/limits", "Max locked memory         unlimited            unlimited            bytes\n"),
 		},
+		"CAP_SYS_RESOURCE on 5.11 does not matter": {tree: lackingBit(24).with(release, "5.11.0")},
+		"CAP_SYS_NICE":        {tree: lackingBit(23), want: []string{"other network namespaces"}},
+		"CAP_DAC_READ_SEARCH": {tree: lackingBit(2).with(status, "Uid: 0 0 0 0\nCapEff: 000001fffffffff9\n"), want: []string{"other network namespaces"}},
+		"CAP_DAC_OVERRIDE in place of CAP_DAC_READ_SEARCH": {tree: lackingBit(2)},
 		"process 1": {without("/proc/1/ns/net"), []string{"privileges"}, "the namespaces of process 1"},
 		"bpffs": {
 			tree: capable().with(mounts, "n /sys/kernel/debug debugfs rw 0 0\nn /sys/kernel/tracing tracefs rw 0 0\n"),
 			want: []string{"bpffs"},
-		},
-		"addresses of symbols": {
-			tree: capable().with("/proc/sys/kernel/kptr_restrict", "2\n"), want: []string{"kernel symbols"},
-		},
-		"symbols of data": {
-			tree: capable().with("/proc/kallsyms", "0 T inet6_bind\n"), want: []string{"kernel symbols"},
 		},
 		"container runtimes": {
 			tree: without("/usr/bin/runc", "/run/"), want: []string{"container runtime", "container sockets"},
@@ -210,6 +214,25 @@ func wantMissing(t *testing.T, findings []Finding, say string) {
 		if text := err.Error(); !strings.Contains(text, say) || strings.Contains(text, "\n") {
 			t.Errorf("wanted one line that says %q, got %q", say, text)
 		}
+	}
+}
+
+func TestARunNeedsWhatItAsksFor(t *testing.T) {
+	for name, test := range map[string]struct {
+		tree             tree
+		enters, allNetNS bool
+		say              string
+	}{
+		"a namespace, no CAP_SYS_NICE":        {lackingBit(23), true, false, "no CAP_SYS_NICE, to be at a network namespace before"},
+		"a namespace, no CAP_DAC_READ_SEARCH": {lackingBit(2), true, false, ""},
+		"all, no CAP_DAC_READ_SEARCH":         {capable().with(status, "Uid: 0 0 0 0\nCapEff: 000001fffffffff9\n"), true, true, "no CAP_DAC_READ_SEARCH, to find network namespaces"},
+		"all, with every capability":          {capable(), true, true, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			host := test.tree.host(t)
+			host.Enters, host.AllNetNS = test.enters, test.allNetNS
+			wantMissing(t, host.Run(), test.say)
+		})
 	}
 }
 
