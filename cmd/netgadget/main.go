@@ -57,6 +57,6 @@ func newRootCommand() *cobra.Command {
 		SilenceErrors: true,
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
-	root.AddCommand(newRunCommand(), newDoctorCommand(), newVersionCommand())
+	root.AddCommand(newRunCommand(), newDoctorCommand(), newInstallCommand(), newUninstallCommand(), newVersionCommand())
 	return root
 }

@@ -16,6 +16,7 @@ import (
 
 	"gadget.example/network/internal/gadget"
 	"gadget.example/network/internal/preflight"
+	"gadget.example/network/internal/service"
 )
 
 // statusOwnFailure is the exit status when netgadget itself failed and not the
@@ -45,9 +46,7 @@ func newRunCommand() *cobra.Command {
 		if err != nil {
 			return failure(args, err)
 		}
-		host := preflight.ThisHost()
-		host.AutoMount = flags.options.AutoMount
-		if err := preflight.Missing(host.Run()); err != nil {
+		if err := preflight.Missing(flags.host().Run()); err != nil {
 			return failure(args, err)
 		}
 		if len(flags.command) > 0 {
@@ -58,6 +57,15 @@ func newRunCommand() *cobra.Command {
 	return run
 }
 
+// host is this machine, for a run of these flags.
+func (f *runFlags) host() preflight.Host {
+	host := preflight.ThisHost()
+	host.AutoMount = f.options.AutoMount
+	host.Enters = len(f.command) > 0 || f.options.Enters()
+	host.AllNetNS = slices.Contains(f.options.NetNS, gadget.AllNetNS)
+	return host
+}
+
 // runHost reports until it is interrupted or the time is over.
 func runHost(ctx context.Context, flags *runFlags) error {
 	ctx, stop := signal.NotifyContext(ctx, unix.SIGINT, unix.SIGTERM)
@@ -66,6 +74,13 @@ func runHost(ctx context.Context, flags *runFlags) error {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, flags.timeout)
 		defer cancel()
+	}
+	flags.options.OnReady = func(ctx context.Context) error {
+		if err := service.Ready(); err != nil {
+			return err
+		}
+		<-ctx.Done()
+		return nil
 	}
 	summary, err := gadget.Run(ctx, flags.options)
 	return flags.conclude(summary, err)

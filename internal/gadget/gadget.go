@@ -81,6 +81,15 @@ type Options struct {
 	columns []column // of the table, if it is not the image's own
 }
 
+// Check says what is wrong with the options as far as that can be known without running the gadget.
+func (o Options) Check() error {
+	if err := o.conflicts(); err != nil {
+		return err
+	}
+	_, err := o.netNSFiles()
+	return err
+}
+
 // Run runs the gadget until ctx is done or OnReady returned, reports what was
 // seen until then, and returns. Everything it attached is detached then. That
 // events were lost is no error: the summary tells, and its Err.

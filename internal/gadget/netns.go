@@ -133,6 +133,9 @@ const netNSDir = "/run/netns"
 // AllNetNS stands for every network namespace among Options.NetNS.
 const AllNetNS = "all"
 
+// Enters is whether network namespaces are watched from the moment that somebody enters them.
+func (o Options) Enters() bool { return o.followed() != "" || len(o.NetNS) > 0 }
+
 // netNSFiles are the files of the namespaces to watch where it is not IG that
 // watches them: when these were asked for, or somebody is followed, who can go to
 // others. Else nil.
