@@ -77,7 +77,7 @@ func (a *archive) fill(ctx context.Context, c Config) error {
 
 // addModules adds the modules that are needed and returns the init's configuration, which has their order.
 func (a *archive) addModules(c Config) (guest.Config, error) {
-	g := guest.Config{Command: c.Command, Env: c.Env, Dir: c.Dir}
+	g := guest.Config{Command: c.Command, Env: c.Env, Dir: c.Dir, Root: c.Root, System: c.System}
 	tree, err := openModules(c.Kernel.ModulesDir)
 	if err != nil {
 		return g, err

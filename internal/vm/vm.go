@@ -43,6 +43,11 @@ type Config struct {
 	Env []string
 	// Dir is the command's working directory in the guest, made if missing; default "/".
 	Dir string
+	// System, if not empty, is a program that becomes the guest's PID 1 in place of the init, such as /lib/systemd/systemd, and
+	// its arguments. It is started when Command is; its root is Root, a folder of the guest, mounted. Command stays where it is,
+	// and finds that root at /proc/1/root.
+	System []string
+	Root   string
 	// MemoryMiB is the guest's memory in MiB, Files included; default 2048. Half of it can hold files.
 	MemoryMiB int
 	// CPUs is the number of the guest's processors; default 2.
@@ -166,6 +171,9 @@ func (c Config) complete() (Config, machine, error) {
 	}
 	if len(c.Command) == 0 {
 		return c, m, errors.New("no command for the guest")
+	}
+	if (c.Root == "") != (len(c.System) == 0) {
+		return c, m, errors.New("a System for the guest needs a Root, and a Root a System")
 	}
 	if c.Stdout == nil {
 		c.Stdout = io.Discard

@@ -70,6 +70,8 @@ made, panicked or did not end in time.`,
 	f.BoolVar(&o.busybox, "busybox", false, "put this machine's static busybox into the machine, as its shell and commands")
 	f.StringArrayVar(&o.config.Env, "env", nil, "KEY=VALUE for the command's environment; repeatable")
 	f.StringVar(&o.config.Dir, "dir", "/", "the command's working directory in the machine")
+	f.StringArrayVar(&o.config.System, "system", nil, "program of the machine's to become process 1, and, repeated, its arguments; it needs --root")
+	f.StringVar(&o.config.Root, "root", "", "folder of the machine's that is the root of --system; the command finds it at /proc/1/root")
 	f.DurationVar(&o.timeout, "timeout", 5*time.Minute, "stop the machine after this time")
 	f.IntVar(&o.config.MemoryMiB, "memory", 2048, "the machine's memory in MiB")
 	f.IntVar(&o.config.CPUs, "cpus", 2, "the machine's processors")

@@ -35,6 +35,8 @@ type Config struct {
 	Command     []string
 	Env         []string // KEY=value, added to PID 1's own
 	Dir         string
+	Root        string   // see vm.Config
+	System      []string // likewise
 }
 
 // Module is a kernel module in the initramfs, uncompressed.

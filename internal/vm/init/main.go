@@ -21,6 +21,9 @@ import (
 func main() {
 	log.SetFlags(0)
 	log.SetPrefix("init: ")
+	if len(os.Args) == 1 && os.Args[0] == deputy {
+		finish(os.NewFile(deputyPort, "port"))
+	}
 	if os.Getpid() != 1 {
 		log.Fatal("this is PID 1 of a guest of internal/vm; it does nothing elsewhere")
 	}
@@ -32,6 +35,18 @@ func main() {
 		log.Fatal(err)
 	}
 	port, err := openPort(config.PortModules)
+	if err != nil {
+		log.Fatal(err)
+	}
+	if len(config.System) > 0 {
+		log.Fatal(handOver(config, port))
+	}
+	finish(port)
+}
+
+// finish does all that is left to do, and powers off.
+func finish(port *os.File) {
+	config, err := readConfig()
 	if err != nil {
 		log.Fatal(err)
 	}
