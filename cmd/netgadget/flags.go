@@ -3,9 +3,11 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"maps"
 	"os"
 	"slices"
@@ -17,6 +19,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"gadget.example/network/internal/gadget"
+	"gadget.example/network/internal/preflight"
 )
 
 var errHelp = errors.New("help was asked for")
@@ -67,6 +70,9 @@ func parseRunFlags(cmd *cobra.Command, args []string) (*runFlags, error) {
 	}
 
 	all, err := gadget.Params(cmd.Context(), f.options.Image, setParams(first))
+	if errors.Is(err, fs.ErrPermission) { // IG makes eBPF maps already here
+		err = cmp.Or(preflight.Missing(f.host().Run()), err)
+	}
 	if err != nil {
 		return nil, err
 	}

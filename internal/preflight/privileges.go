@@ -76,7 +76,7 @@ func (h Host) privileges() answer {
 	// neither containers nor --host.
 	if !h.exists("/proc/1/ns/mnt") || !h.exists("/proc/1/ns/net") {
 		return missing("the namespaces of process 1 (/proc/1/ns) cannot be read",
-			"run where process 1 may be read: the host's /proc")
+			"run where process 1 may be read: the host's /proc, with CAP_SYS_PTRACE and all that process 1 has")
 	}
 	return found("root, " + strings.Join(h.Capabilities(), ", "))
 }
