@@ -40,6 +40,12 @@ func startIG(t *testing.T, args ...string) *stockIG {
 // startIGOn does the same with another image.
 func startIGOn(t *testing.T, image string, args ...string) *stockIG {
 	t.Helper()
+	return startIGWith(t, (*exec.Cmd).Start, image, args...)
+}
+
+// startIGWith does the same by other means.
+func startIGWith(t *testing.T, start func(*exec.Cmd) error, image string, args ...string) *stockIG {
+	t.Helper()
 	args = append([]string{"run", image, "--verify-image=false"}, args...)
 	ig := &stockIG{cmd: exec.Command(artifact(igBinary), args...), ended: make(chan struct{})}
 	ig.cmd.Stderr = &ig.stderr
@@ -47,7 +53,7 @@ func startIGOn(t *testing.T, image string, args ...string) *stockIG {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := ig.cmd.Start(); err != nil {
+	if err := start(ig.cmd); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = ig.cmd.Process.Kill() }) // for a test that fails before stop

@@ -49,6 +49,9 @@ const (
 func artifact(name string) string { return filepath.Join(artifacts, name) }
 
 func TestMain(m *testing.M) {
+	if os.Getenv(bareRun) != "" {
+		os.Exit(runBare(os.Getenv(bareRun + "_NETNS")))
+	}
 	status, err := run(m)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "e2e:", err)
