@@ -5,6 +5,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
 
 	"github.com/spf13/cobra"
 
@@ -46,6 +47,9 @@ func newInstallCommand() *cobra.Command {
 
 // newUnit is the service of what `netgadget run` takes.
 func newUnit(cmd *cobra.Command, args []string) (unit service.Unit, err error) {
+	if asksForImage(args) { // before it is looked for
+		return unit, errors.New("--image, --image-file: the service runs the image that netgadget carries")
+	}
 	run := newRunCommand()
 	run.SetContext(cmd.Context())
 	flags, err := parseRunFlags(run, args)
@@ -56,8 +60,6 @@ func newUnit(cmd *cobra.Command, args []string) (unit service.Unit, err error) {
 		return unit, err
 	case len(flags.command) > 0:
 		return unit, errors.New("a service watches the host, not a COMMAND: give flags alone")
-	case flags.options.Image.Name != "" || flags.options.Image.File != "":
-		return unit, errors.New("--image, --image-file: the service runs the image that netgadget carries")
 	}
 	if err := flags.options.Check(); err != nil {
 		return unit, err
@@ -73,6 +75,14 @@ func newUnit(cmd *cobra.Command, args []string) (unit service.Unit, err error) {
 	unit = service.Unit{Args: args, Capabilities: host.Capabilities(), Realtime: host.Enters}
 	unit.Binary, err = service.Self()
 	return unit, err
+}
+
+func asksForImage(args []string) bool {
+	flags := (&runFlags{}).ownFlags()
+	flags.ParseErrorsAllowlist.UnknownFlags = true
+	flags.SetOutput(io.Discard)
+	_ = flags.Parse(args) // what is wrong is told by who reads all of them
+	return flags.Changed("image") || flags.Changed("image-file")
 }
 
 // beforeDash refuses words that are neither flags nor behind --.
@@ -91,5 +101,5 @@ func told(changed, now bool) string {
 	if now {
 		return what + ", enabled and running; its events: journalctl -u netgadget -o cat"
 	}
-	return what + ", enabled for the next boot; to start it now: systemctl start netgadget"
+	return what + ", enabled for the next boot; to start it now: systemctl restart netgadget"
 }

@@ -29,6 +29,7 @@ func capable() tree {
 		"/proc/sys/kernel/perf_event_paranoid":   "3\n",
 		"/proc/sys/net/ipv6/conf/all/forwarding": "0\n",
 		"/run/docker.sock":                       "",
+
 		"/sys/bus/event_source/devices/kprobe/format/retprobe": "config:0\n",
 		"/sys/bus/event_source/devices/kprobe/type":            "8\n",
 		"/sys/kernel/btf/vmlinux":                              "",

@@ -226,6 +226,7 @@ func TestRunRefusesWhatCannotWork(t *testing.T) {
 	}{
 		{name: "no QEMU", path: t.TempDir(), err: "qemu-system-x86_64 not found: install it (Debian, Ubuntu: apt-get install qemu-system-x86)"},
 		{name: "no command", change: func(c *Config) { c.Command = nil }, err: "no command for the guest"},
+		{name: "a system without a root", change: func(c *Config) { c.System = []string{"/sbin/init"} }, err: "a System for the guest needs a Root"},
 		{name: "no kernel", change: func(c *Config) { c.Kernel.Image = "/missing" }, err: "kernel image: stat /missing"},
 		{name: "architecture", change: func(c *Config) { c.Kernel.Arch = "vax" }, err: `kernel architecture "vax"`},
 		{name: "more present than possible", change: func(c *Config) { c.CPUs, c.MaxCPUs = 4, 2 }, err: "2 possible processors, 4 present"},
