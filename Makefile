@@ -193,6 +193,11 @@ test-programs: build ## have real servers be called, before the gadget and after
 	@$(ASK_ROOT) "mmdebstrap makes a root file system"
 	@E2E_KERNEL=$${E2E_KERNEL:-6.12} $(filter-out -json,$(GO_TEST)) -timeout 40m -v $(AS_ROOT) ./test/programs $(if $(PROGRAMS),-programs '$(PROGRAMS)')
 
+.PHONY: test-service
+test-service: build ## install netgadget as a service under a true systemd, in a VM, and remove it (E2E_KERNEL=6.12)
+	@$(ASK_ROOT) "mmdebstrap makes a root file system"
+	@E2E_KERNEL=$${E2E_KERNEL:-6.12} $(filter-out -json,$(GO_TEST)) -timeout 40m -v $(if $(RUN),-run '^$(RUN)$$') $(AS_ROOT) ./test/service
+
 # Names of kernels (see build/boot --help); none: all of them. TABLE=docs/evidence.md
 # writes the table of all of them there, when they are green.
 KERNELS ?=
