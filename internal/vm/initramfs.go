@@ -85,7 +85,11 @@ func (a *archive) addModules(c Config) (guest.Config, error) {
 	if g.PortModules, err = a.addClosure(tree, c.Kernel.Release, portModules); err != nil {
 		return g, err
 	}
-	g.Modules, err = a.addClosure(tree, c.Kernel.Release, c.Modules)
+	names := c.Modules
+	if c.Tap != "" {
+		names = append([]string{tapModule}, names...)
+	}
+	g.Modules, err = a.addClosure(tree, c.Kernel.Release, names)
 	return g, err
 }
 

@@ -22,6 +22,9 @@ import (
 // portModules are the drivers of the port to the host.
 var portModules = []string{"virtio_pci", "virtio_console"}
 
+// tapModule is the driver of the guest's end of a tap device.
+const tapModule = "virtio_net"
+
 // moduleTree is a kernel's /lib/modules/RELEASE as its package has it: without modules.dep, which depmod makes when a
 // package is installed. The modules themselves say what they depend on.
 type moduleTree struct {

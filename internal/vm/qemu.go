@@ -63,7 +63,14 @@ const (
 
 // args is QEMU's command line.
 func (m machine) args(c Config, accel, console string) []string {
-	return append(m.computer(c, accel, "rdinit="+guest.InitPath),
+	args := m.computer(c, accel, "rdinit="+guest.InitPath)
+	if c.Tap != "" {
+		args = append(args,
+			"-netdev", "tap,id=net,script=no,downscript=no,ifname="+strings.ReplaceAll(c.Tap, ",", ",,"),
+			"-device", "virtio-net-pci,netdev=net,romfile=", // without the program to boot from it
+		)
+	}
+	return append(args,
 		"-initrd", fmt.Sprintf("/proc/self/fd/%d", imageFD),
 		"-chardev", "file,id=console,path="+strings.ReplaceAll(console, ",", ",,"),
 		"-serial", "chardev:console",

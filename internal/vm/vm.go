@@ -3,9 +3,10 @@
 // Package vm boots a Linux kernel under QEMU with one command as its user space, and returns the command's output and
 // exit status.
 //
-// The guest has no disk and no network device: an initramfs with the files that the caller names, and an init of our own
-// (package init beside this one) that mounts what commands expect, loads modules, runs the command and powers off. Output
-// comes back through a virtio-serial port, exactly and completely; the kernel's console goes to a log of its own.
+// The guest has no disk, and no network device but one that the caller asks for. It has an initramfs with the files that the
+// caller names, and an init of our own (package init beside this one) that mounts what commands expect, loads modules, runs
+// the command and powers off. Output comes back through a virtio-serial port, exactly and completely; the kernel's console
+// goes to a log of its own.
 //
 // Kernels come from apt: the machine's own (FetchKernel), or one of Debian's by name (Fetch, Kernels).
 //
@@ -59,6 +60,9 @@ type Config struct {
 	// depend on what else this machine does. It is emulated then, at half the speed. Linux 5.10 does not start a second
 	// processor so.
 	Counted bool
+	// Tap is the name of a tap device of this process's network namespace, which is the other end of the guest's eth0. The
+	// guest's init leaves that one as it is: down, without an address. Default: the guest has no network device.
+	Tap string
 	// Stdout and Stderr receive what the command writes, as it comes; nil discards. They are never written to at
 	// once, so both may be one writer. A Write that blocks stops the guest.
 	Stdout, Stderr io.Writer
