@@ -198,6 +198,15 @@ test-service: build ## install netgadget as a service under a true systemd, in a
 	@$(ASK_ROOT) "mmdebstrap makes a root file system"
 	@E2E_KERNEL=$${E2E_KERNEL:-6.12} $(filter-out -json,$(GO_TEST)) -timeout 40m -v $(if $(RUN),-run '^$(RUN)$$') $(AS_ROOT) ./test/service
 
+# Flags of the test's own: -keep lets the cluster run until Ctrl-C.
+K8S_FLAGS ?=
+.PHONY: test-k8s
+test-k8s: build ## run the image by kubectl gadget in a cluster with one node, a VM (20 minutes the first time, then 6; K8S_FLAGS=-keep, E2E_KERNEL=6.12)
+	@test/install-packages packages-k8s.txt
+	@$(ASK_ROOT) "the cluster has a network namespace of its own"
+	@$(filter-out -json,$(GO_TEST)) $(AS_ROOT) ./test/k8s/controlplane
+	@E2E_KERNEL=$${E2E_KERNEL:-6.12} $(filter-out -json,$(GO_TEST)) -timeout 60m -v $(AS_ROOT) ./test/k8s -image $(IMAGE) -dir $(BUILD)/k8s $(K8S_FLAGS)
+
 # Names of kernels (see build/boot --help); none: all of them. TABLE=docs/evidence.md
 # writes the table of all of them there, when they are green.
 KERNELS ?=

@@ -61,11 +61,11 @@ func Kubernetes(ctx context.Context, names ...string) (string, error) {
 		return "", fmt.Errorf("%s %s: a version has three numbers", kubernetesModule, version)
 	}
 	// What a release's binary tells of itself: the nodes' versions are compared with the API server's.
-	flags := "-s -w"
+	flags := []string{"-s", "-w"}
 	for _, value := range []string{"gitVersion=" + version, "gitMajor=" + numbers[0], "gitMinor=" + numbers[1], "gitTreeState=archive"} {
-		flags += " -X k8s.io/component-base/version." + value
+		flags = append(flags, "-X", "k8s.io/component-base/version."+value)
 	}
-	b := builder{name: "kubernetes", version: version, source: source, flags: flags}
+	b := builder{name: "kubernetes", version: version, source: source, flags: strings.Join(flags, " ")}
 	packages := map[string]string{}
 	for _, name := range names {
 		packages[name] = kubernetesModule + "/cmd/" + name

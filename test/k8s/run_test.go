@@ -1,0 +1,204 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package k8s
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"testing"
+)
+
+// Ports that nobody listens at, by which runs tell how far they are. The last comes after another one: the kernel's buffers
+// are a CPU's each, and are not read in one order.
+const (
+	firstPort = 7001
+	thenPort  = 7002
+	lastPort  = 7003
+)
+
+// selection is a `kubectl gadget run` with flags, and what of all attempts it reports.
+type selection struct {
+	name    string
+	flags   []string
+	reports func(attempt) bool
+}
+
+// runs all watch the same traffic, at once.
+var runs = []selection{
+	{"events", []string{"-A", "--lifecycle"}, func(attempt) bool { return true }},
+	{"namespace", []string{"-n", "shop"}, func(a attempt) bool { return a.pod == "shop/buyer" || a.pod == "shop/web" }},
+	{"pod", []string{"-n", "shop", "-p", "buyer"}, func(a attempt) bool { return a.pod == "shop/buyer" }},
+	{"labels", []string{"-A", "-l", "app=web"}, func(a attempt) bool { return a.labels == "app=web" }},
+}
+
+// reported are the runs' events, by their names, and what there was to report.
+type reported struct {
+	traffic traffic
+	events  map[string][]event
+}
+
+// once has all runs watch the traffic, for all tests.
+var once struct {
+	sync.Once
+	reported reported
+	done     bool
+}
+
+// watched returns what the runs have reported.
+func watched(t *testing.T) reported {
+	t.Helper()
+	once.Do(func() {
+		once.reported = theCluster.watch(t)
+		once.done = true
+	})
+	if !once.done {
+		t.Fatal("the runs have failed, in the first test that wanted them")
+	}
+	return once.reported
+}
+
+func (c *cluster) watch(t *testing.T) reported {
+	t.Helper()
+	s := c.traffic(t)
+	var watches []*watch
+	for _, r := range runs {
+		watches = append(watches, c.startWatch(t, r))
+		if len(watches) == 1 {
+			// It has pulled the image then: IG's store of images, which is new, is not for two that begin it at once.
+			c.await(t, s, watches, firstPort)
+		}
+	}
+	c.await(t, s, watches, firstPort)
+	for _, call := range slices.Concat(s.served, s.unserved) {
+		call.make(t, c)
+	}
+	c.await(t, s, watches, thenPort)
+	c.await(t, s, watches, lastPort)
+	all := reported{traffic: s, events: map[string][]event{}}
+	for _, w := range watches {
+		for _, e := range w.stop(t) {
+			ours := e.K8s.Namespace == "shop" || e.K8s.Namespace == "depot"
+			if ours && !slices.Contains([]uint16{firstPort, thenPort, lastPort}, e.Endpoint.Port) {
+				all.events[w.name] = append(all.events[w.name], e)
+			}
+		}
+	}
+	return all
+}
+
+// await has each pod call, or be called, at a port until each run has seen it in all pods that it reports.
+func (c *cluster) await(t *testing.T, s traffic, watches []*watch, port uint16) {
+	t.Helper()
+	for slices.ContainsFunc(watches, func(w *watch) bool { return !w.sawAll(s, port) }) {
+		if c.ctx.Err() != nil {
+			t.Fatal(context.Cause(c.ctx))
+		}
+		for _, w := range watches {
+			select {
+			case err := <-w.ended:
+				t.Fatalf("%s ended: %v", w.name, err)
+			default:
+			}
+		}
+		try(s.buyer, s.web.closed(0, port)).make(t, c)
+		try(s.clerk, s.stock.closed(0, port)).make(t, c)
+	}
+}
+
+// TestEventsNamePodsAndServices compares what each run reports with what the pods did.
+func TestEventsNamePodsAndServices(t *testing.T) {
+	all := watched(t)
+	for _, r := range runs {
+		t.Run(r.name, func(t *testing.T) { compare(t, all, r, all.traffic.served, isServed) })
+	}
+}
+
+// TestWhatNobodyTakesNamesThePod does so for attempts at ports where nobody listens, and for a service without pods.
+func TestWhatNobodyTakesNamesThePod(t *testing.T) {
+	all := watched(t)
+	for _, r := range runs {
+		t.Run(r.name, func(t *testing.T) {
+			compare(t, all, r, all.traffic.unserved, func(all reported, a attempt) bool { return !isServed(all, a) })
+		})
+	}
+}
+
+// isServed tells the attempts of the one kind from those of the other.
+func isServed(all reported, a attempt) bool {
+	for _, call := range all.traffic.unserved {
+		same := func(b attempt) bool {
+			return a.port == b.port && (a.endpoint == b.endpoint || a.pod == b.pod && !a.egress)
+		}
+		if slices.ContainsFunc(call.attempts(), same) {
+			return false
+		}
+	}
+	return true
+}
+
+// compare compares them as sets: a segment or a question that is sent again is one more event.
+func compare(t *testing.T, all reported, r selection, calls []call, kind func(reported, attempt) bool) {
+	t.Helper()
+	wanted, got := map[attempt]bool{}, map[attempt]bool{}
+	for _, call := range calls {
+		for _, a := range call.attempts() {
+			if r.reports(a) {
+				wanted[a] = true
+			}
+		}
+	}
+	for _, e := range all.events[r.name] {
+		if a := e.attempt(); e.Event == "attempt" && kind(all, a) {
+			got[a] = true
+		}
+	}
+	if len(wanted) == 0 {
+		t.Fatal("nothing is wanted: the test says nothing")
+	}
+	for a := range wanted {
+		if !got[a] {
+			t.Errorf("missing: %v", a)
+		}
+	}
+	for a := range got {
+		if !wanted[a] {
+			t.Errorf("not wanted: %v", a)
+		}
+	}
+}
+
+// TestOutcomesAreThoseOfThePods asks how the attempts that pods made went on.
+func TestOutcomesAreThoseOfThePods(t *testing.T) {
+	all := watched(t)
+	got := map[outcome]bool{}
+	for _, e := range all.events["events"] {
+		if e.Egress && (e.Event == "established" || e.Event == "failed") {
+			got[e.outcome()] = true
+		}
+	}
+	wanted := map[outcome]bool{}
+	for _, call := range slices.Concat(all.traffic.served, all.traffic.unserved) {
+		if call.protocol != "TCP" {
+			continue
+		}
+		o := outcome{pod: call.from.namespace + "/" + call.from.name, endpoint: call.to.who, port: call.to.port, event: "established"}
+		if call.fails {
+			o.event, o.err, o.cause = "failed", "ECONNREFUSED", "rst"
+			if call.to.pod == nil { // kube-proxy rejects what is for a service without pods
+				o.cause = "icmp"
+			}
+		}
+		wanted[o] = true
+	}
+	for o := range wanted {
+		if !got[o] {
+			t.Errorf("missing: %+v", o)
+		}
+	}
+	for o := range got {
+		if !wanted[o] {
+			t.Errorf("not wanted: %+v", o)
+		}
+	}
+}
