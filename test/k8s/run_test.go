@@ -17,6 +17,8 @@ const (
 	lastPort  = 7003
 )
 
+var probes = []uint16{firstPort, thenPort, lastPort}
+
 // selection is a `kubectl gadget run` with flags, and what of all attempts it reports.
 type selection struct {
 	name    string
@@ -79,7 +81,7 @@ func (c *cluster) watch(t *testing.T) reported {
 	for _, w := range watches {
 		for _, e := range w.stop(t) {
 			ours := e.K8s.Namespace == "shop" || e.K8s.Namespace == "depot"
-			if ours && !slices.Contains([]uint16{firstPort, thenPort, lastPort}, e.Endpoint.Port) {
+			if ours && !slices.Contains(probes, e.Endpoint.Port) {
 				all.events[w.name] = append(all.events[w.name], e)
 			}
 		}
