@@ -57,6 +57,6 @@ func newRootCommand() *cobra.Command {
 		SilenceErrors: true,
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
-	root.AddCommand(newRunCommand(), newDoctorCommand(), newInstallCommand(), newUninstallCommand(), newVersionCommand())
+	root.AddCommand(newRunCommand(), newPolicyCommand(), newDoctorCommand(), newInstallCommand(), newUninstallCommand(), newVersionCommand())
 	return root
 }
