@@ -82,7 +82,7 @@ func TestParametersAreTheSameInBothImages(t *testing.T) {
 // wantDescribed checks that all names of the program are described, and that no
 // name is left that the program no longer has. Beside its fields the metadata may
 // lay out their parts (proc.pid), what ig formats from them (timestamp, from
-// timestamp_raw, or latency, from latency_ns), and what ig itself adds about containers (runtime.).
+// timestamp_raw, or latency, from latency_ns), and what ig itself adds about containers and pods (runtime., k8s.).
 func wantDescribed(t *testing.T, kind string, names []string, descriptions map[string]string) {
 	t.Helper()
 	for _, name := range names {
@@ -92,7 +92,7 @@ func wantDescribed(t *testing.T, kind string, names []string, descriptions map[s
 	}
 	for name := range descriptions {
 		whole, _, _ := strings.Cut(name, ".")
-		if whole == "runtime" {
+		if whole == "runtime" || whole == "k8s" {
 			continue
 		}
 		from := func(suffix string) bool { return slices.Contains(names, whole+suffix) }
