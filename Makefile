@@ -133,6 +133,8 @@ run: build $(BUILD)/boot ## watch this machine's attempts to talk, or a VM's whe
 
 # What needs no root.
 PACKAGES := ./cmd/... ./internal/... ./test/e2e/measured ./test/kernels ./test/report/...
+# Nor do these modules of their own.
+MODULES := test/opinion test/dashboard
 # As root, with a build cache of root's own, so that nothing of root's is left in
 # this user's.
 KEPT := PATH BUILDER E2E_IN E2E_KERNEL GOFLAGS IMAGE_FILE KERNEL_CACHE
@@ -140,6 +142,7 @@ AS_ROOT := $(if $(SUDO),-exec 'sudo env CGO_ENABLED=0 "IG=$(IG)" "GOMODCACHE=$(s
 	$(foreach name,$(KEPT),$(if $(filter-out file undefined,$(origin $(name))),"$(name)=$($(name))"))')
 # With the flag of the builds: what they compiled, which is most, serves again.
 GO_TEST := CGO_ENABLED=0 IG='$(IG)' go test -trimpath -count=1 -json
+TEST_MODULES := for module in $(MODULES); do (cd $$module && $(GO_TEST) ./...) || status=$$?; done
 # A test that is skipped fails.
 REPORT := go run ./test/report
 
@@ -156,16 +159,16 @@ LONG := -attempts 10000 -packets 100000 -processes 20000
 .PHONY: test
 test: build $(BUILD)/boot ## pass all tests
 	@$(ASK_ROOT) "the tests load eBPF programs"
-	@{ status=0; $(GO_TEST) $(PACKAGES) || status=$$?; \
+	@{ status=0; $(GO_TEST) $(PACKAGES) || status=$$?; $(TEST_MODULES); \
 	$(TEST_HOOKS) || status=$$?; \
 	$(GO_TEST) -p 1 -timeout 60m $(AS_ROOT) ./test/unit ./test/image || status=$$?; \
 	$(GO_TEST) -timeout 60m $(AS_ROOT) ./test/e2e $(E2E_FLAGS) || status=$$?; \
 	exit $$status; } | $(REPORT)
 
 .PHONY: test-unit
-test-unit: build ## pass the tests of the packages, and those of one packet, one verdict
+test-unit: build ## pass the tests of the packages, of policies and the dashboard, and those of one packet, one verdict
 	@$(ASK_ROOT) "the tests load eBPF programs"
-	@{ status=0; $(GO_TEST) $(PACKAGES) || status=$$?; \
+	@{ status=0; $(GO_TEST) $(PACKAGES) || status=$$?; $(TEST_MODULES); \
 	$(GO_TEST) $(AS_ROOT) ./test/unit || status=$$?; exit $$status; } | $(REPORT)
 
 .PHONY: test-hooks
@@ -311,8 +314,9 @@ lint: $(GOLANGCI_LINT) $(GOFUMPT) $(ACTIONLINT) | deps ## check the style of Go,
 	@echo "clang-format"; clang-format --dry-run --Werror $(C_SOURCES)
 	@echo "gofumpt"; files=$$($(GOFUMPT) -l bench cmd internal test); \
 	[ -z "$$files" ] || { echo "not formatted by gofumpt:"; echo "$$files"; exit 1; } >&2
-	@echo "go mod tidy"; go mod tidy -diff
-	@echo "golangci-lint"; CGO_ENABLED=0 GOFLAGS=-trimpath $(GOLANGCI_LINT) run ./...
+	@echo "go mod tidy"; for module in . $(MODULES); do go -C $$module mod tidy -diff || exit 1; done
+	@echo "golangci-lint"; export CGO_ENABLED=0 GOFLAGS=-trimpath; $(GOLANGCI_LINT) run ./...; \
+	for module in $(MODULES); do (cd $$module && $(GOLANGCI_LINT) run ./...) || exit 1; done
 	@echo "shellcheck"; shellcheck $(SCRIPTS)
 	@echo "actionlint"; $(ACTIONLINT)
 	@echo "lint: clean"
