@@ -12,15 +12,28 @@
 #include <bpf/bpf_core_read.h>
 #include <bpf/bpf_helpers.h>
 
-#include "ring.h"
+#include "report.h"
 
 #define MAX_PACKET_SOCKETS 64 /* of one namespace, that are looked at */
 #define MAX_USED_MAPS 64 /* of one program: include/linux/bpf.h */
 #define DISPATCHER_MAPS 4 /* of IG's program: more than it has */
 
 /*
- * Whether a program is the filter: it has the events of this gadget's run. Not
- * static: verified once. Linux 5.10 lets such functions have numbers alone.
+ * Where the kernel has a map of this gadget's run that the filter has, in both
+ * images: see events_array(). The one that counts has no ring.
+ */
+static __always_inline void *map_of_filter(void)
+{
+	void *volatile map = &workspaces;
+	void *address = NULL;
+
+	bpf_probe_read_kernel(&address, sizeof(address), (void *)&map);
+	return address;
+}
+
+/*
+ * Whether a program is the filter: it has a map of this gadget's run. Not static:
+ * verified once. Linux 5.10 lets such functions have numbers alone.
  */
 __noinline int is_filter(__u64 address)
 {
@@ -32,7 +45,7 @@ __noinline int is_filter(__u64 address)
 	for (int i = 0; i < MAX_USED_MAPS && i < count; i++) {
 		map = NULL;
 		bpf_probe_read_kernel(&map, sizeof(map), &maps[i]);
-		if ((void *)map == (void *)events_array())
+		if ((void *)map == map_of_filter())
 			return true;
 	}
 	return false;

@@ -141,12 +141,13 @@ func (m *meter) add(key metricKey, c counts) {
 	m.want[key] = sum
 }
 
-// run has connections that talk, calls that are refused, and datagrams, by both
-// families.
+// run has connections that talk, calls that are refused, calls without a route, of
+// which no device sees a packet, and datagrams, by both families.
 func (m *meter) run(t *testing.T) {
 	t.Helper()
 	const calls = 5
 	refused := metricKey{meteredCaller, true, "TCP", "ECONNREFUSED", "rst"}
+	nowhere := metricKey{meteredCaller, true, "TCP", "EHOSTUNREACH", "no-route"}
 	for i, family := range families {
 		host := overLoopback.address(family, 1)
 		port, closed, low := newPort(attempt.TCP), newPort(attempt.TCP), 100+i
@@ -161,10 +162,11 @@ func (m *meter) run(t *testing.T) {
 			steps = append(steps,
 				attempt.Step{Do: attempt.Call, Protocol: attempt.TCP, Dst: at(host, port), Talk: talk, Lingers: true},
 				attempt.Step{Do: attempt.Call, Protocol: attempt.TCP, Dst: at(host, closed)},
-				attempt.Step{Do: attempt.Call, Protocol: attempt.UDP, Dst: at(host, low)})
+				attempt.Step{Do: attempt.Call, Protocol: attempt.UDP, Dst: at(host, low)},
+				attempt.Step{Do: attempt.Call, Protocol: attempt.TCP, Dst: at(unreachable.address(family, 1), tcpPort), Unsure: true})
 		}
 		for i, report := range m.caller.do(t, attempt.Request{Steps: steps}).Steps {
-			switch i % 3 {
+			switch i % 4 {
 			case 0:
 				m.add(metricKey{meteredCaller, true, "TCP", "", ""}, talkedCounts(report))
 			case 1:
@@ -173,6 +175,9 @@ func (m *meter) run(t *testing.T) {
 			case 2:
 				m.add(metricKey{meteredCaller, true, "UDP", "", ""}, counts{Attempts: 1})
 				m.add(metricKey{meteredServer, false, "UDP", "", ""}, counts{Attempts: 1})
+			case 3:
+				m.add(metricKey{meteredCaller, true, "TCP", "", ""}, counts{Attempts: 1})
+				m.add(nowhere, counts{Failed: 1})
 			}
 		}
 		served := m.server.do(t, attempt.Request{Steps: []attempt.Step{
@@ -231,6 +236,8 @@ func TestMetricsAreWhatHappened(t *testing.T) {
 		caller: startAgent(t, p.ends[0], agentOptions{name: meteredCaller}),
 		server: startAgent(t, p.ends[0], agentOptions{name: meteredServer}), want: map[metricKey]counts{},
 	}
+	_, undo := routed(unreachable, unix.RTN_UNREACHABLE)(&stage{t: t, pair: p})
+	defer undo()
 	ig := startIGOn(t, connectionsImage, "--host", "-o", "json",
 		"--otel-metrics-listen", "--otel-metrics-listen-address", metricsAt, "--otel-metrics-name", "connections:network")
 	caller := startAgent(t, p.ends[0], agentOptions{})
