@@ -36,7 +36,7 @@ type runFlags struct {
 // defaults are those of netgadget where they differ from IG's.
 var defaults = map[string]string{
 	"output": "json",
-	"host":   "true", // the host's own processes, not containers alone
+	"host":   "true", // the host's own processes, not containers alone; but for who asks for some containers
 }
 
 func parseRunFlags(cmd *cobra.Command, args []string) (*runFlags, error) {
@@ -143,7 +143,17 @@ func (f *runFlags) parse(flags *pflag.FlagSet, args []string) error {
 		return errors.New("--wait: for what? A command to run follows --")
 	}
 	f.options.Params = maps.Clone(defaults)
-	maps.Copy(f.options.Params, setParams(flags))
+	set := setParams(flags)
+	maps.Copy(f.options.Params, set)
+	if filter := gadget.ContainerFilter(set); filter != "" {
+		if len(f.command) > 0 {
+			return fmt.Errorf("--%s and a COMMAND exclude each other: it is the command that is followed, wherever it goes", filter)
+		}
+		// With the host's processes IG filters nothing: see its local manager.
+		if _, ok := set["host"]; !ok {
+			f.options.Params["host"] = "false"
+		}
+	}
 	if f.options.Params["output"] == "columns" {
 		f.options.Hints = os.Stdout
 	}

@@ -8,6 +8,8 @@ import (
 	"strconv"
 	"testing"
 
+	"github.com/inspektor-gadget/inspektor-gadget/pkg/params"
+
 	"gadget.example/network/internal/gadget"
 )
 
@@ -43,6 +45,35 @@ func TestAnErrorNamesNoGoFunction(t *testing.T) {
 	} {
 		if got := plain(test.err); got != test.want {
 			t.Errorf("wanted %q\ngot    %q", test.want, got)
+		}
+	}
+}
+
+func TestWhoAsksForContainersGetsNoneOfTheHosts(t *testing.T) {
+	for _, test := range []struct {
+		args []string
+		host string
+	}{
+		{nil, "true"},
+		{[]string{"--containername", "web"}, "false"},
+		{[]string{"--k8s-podname", "web-1"}, "false"},
+		{[]string{"--containername", "web", "--host"}, "true"},
+		{[]string{"--host=false"}, "false"},
+		{[]string{"--containername", ""}, "true"},
+	} {
+		f := &runFlags{}
+		flags := f.ownFlags()
+		all := params.Params{}
+		for _, key := range []string{"containername", "k8s-podname"} {
+			all.Add((&params.ParamDesc{Key: key}).ToParam())
+		}
+		all.Add((&params.ParamDesc{Key: "host", TypeHint: params.TypeBool}).ToParam())
+		addParams(flags, all)
+		if err := f.parse(flags, test.args); err != nil {
+			t.Errorf("%q: %v", test.args, err)
+		}
+		if got := f.options.Params["host"]; got != test.host {
+			t.Errorf("%q: wanted host %s, got %s", test.args, test.host, got)
 		}
 	}
 }

@@ -14,6 +14,7 @@ import (
 	apihelpers "github.com/inspektor-gadget/inspektor-gadget/pkg/gadget-service/api-helpers"
 	"github.com/inspektor-gadget/inspektor-gadget/pkg/operators"
 	clioperator "github.com/inspektor-gadget/inspektor-gadget/pkg/operators/cli"
+	"github.com/inspektor-gadget/inspektor-gadget/pkg/operators/common"
 	ocihandler "github.com/inspektor-gadget/inspektor-gadget/pkg/operators/oci-handler"
 	"github.com/inspektor-gadget/inspektor-gadget/pkg/params"
 
@@ -30,6 +31,24 @@ import (
 // outputParam is the parameter of IG's command line printer, which is part of
 // a run only when it is asked for.
 const outputParam = "output"
+
+// containerFilters are the parameters that choose containers.
+var containerFilters = []string{
+	common.ParamContainerName, common.ParamNamespace, common.ParamPodName, common.ParamSelector,
+	common.ParamK8sContainerName, common.ParamK8sNamespace, common.ParamK8sPodName, common.ParamK8sSelector,
+	common.ParamRuntimeContainerName, common.ParamRuntimeContainerImageDigest, common.ParamRuntimeContainerImageID,
+}
+
+// ContainerFilter is the name of a parameter among values that chooses containers, or empty. IG heeds it in the kernel only
+// without "host".
+func ContainerFilter(values map[string]string) string {
+	for _, name := range containerFilters {
+		if values[name] != "" {
+			return name
+		}
+	}
+	return ""
+}
 
 // GlobalParams lists those parameters of Options.Params that are there for every
 // image: how it is fetched and verified is among them.
