@@ -132,7 +132,7 @@ run: build $(BUILD)/boot ## watch this machine's attempts to talk, or a VM's whe
 # --- tests --------------------------------------------------------------------
 
 # What needs no root.
-PACKAGES := ./cmd/... ./internal/... ./test/e2e/measured ./test/kernels ./test/report/...
+PACKAGES := ./cmd/... ./internal/... ./test/e2e/measured ./test/kernels ./test/report/... ./test/workflows
 # Nor do these modules of their own.
 MODULES := test/opinion test/dashboard
 # As root, with a build cache of root's own, so that nothing of root's is left in
