@@ -56,8 +56,10 @@ func (c *cluster) startPods(ctx context.Context) error {
 		// Without it no pod is taken.
 		lines = append(lines, []string{"wait", "--for=create", "serviceaccount/default", "-n", namespace, timeout})
 	}
-	lines = append(lines, []string{"apply", "-f", filepath.Join("testdata", "workloads.yaml")})
-	for _, namespace := range namespaces {
+	for _, name := range []string{"dns.yaml", "workloads.yaml"} {
+		lines = append(lines, []string{"apply", "-f", filepath.Join("testdata", name)})
+	}
+	for _, namespace := range append(namespaces, "kube-system") {
 		lines = append(lines, []string{"wait", "--for=condition=Ready", "pod", "--all", "-n", namespace, timeout})
 	}
 	return c.all(ctx, lines...)

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"sync"
 	"testing"
+	"time"
 )
 
 // Ports that nobody listens at, by which runs tell how far they are. The last comes after another one: the kernel's buffers
@@ -16,6 +17,9 @@ const (
 	thenPort  = 7002
 	lastPort  = 7003
 )
+
+// probeEvery leaves the node time to start what is asked for.
+const probeEvery = 3 * time.Second
 
 var probes = []uint16{firstPort, thenPort, lastPort}
 
@@ -80,8 +84,7 @@ func (c *cluster) watch(t *testing.T) reported {
 	all := reported{traffic: s, events: map[string][]event{}}
 	for _, w := range watches {
 		for _, e := range w.stop(t) {
-			ours := e.K8s.Namespace == "shop" || e.K8s.Namespace == "depot"
-			if ours && !slices.Contains(probes, e.Endpoint.Port) {
+			if s.has(e) && !slices.Contains(probes, e.Endpoint.Port) {
 				all.events[w.name] = append(all.events[w.name], e)
 			}
 		}
@@ -105,6 +108,11 @@ func (c *cluster) await(t *testing.T, s traffic, watches []*watch, port uint16) 
 		}
 		try(s.buyer, s.web.closed(0, port)).make(t, c)
 		try(s.clerk, s.stock.closed(0, port)).make(t, c)
+		try(s.clerk, s.names.closed(0, port)).make(t, c)
+		select {
+		case <-time.After(probeEvery):
+		case <-c.ctx.Done():
+		}
 	}
 }
 

@@ -23,6 +23,7 @@ const (
 	pauseImage    = "localhost/pause:latest"
 	busyboxImage  = "localhost/busybox:latest"
 	registryImage = "localhost/registry:latest"
+	dnsImage      = "localhost/coredns:latest"
 	gadgetImage   = "localhost/inspektor-gadget:latest"
 )
 
@@ -31,6 +32,7 @@ type staged struct {
 	Dir        string // for the cluster's state
 	Kubernetes string // folder of Kubernetes' programs
 	IG         string // folder of IG's
+	DNS        string // folder of coredns
 	Kernel     vm.Kernel
 	Root       string   // the node's root file system
 	Node       string   // test/k8s/node, built
@@ -52,6 +54,9 @@ func stage(ctx context.Context, dir string) (s staged, err error) {
 		return s, err
 	}
 	if s.IG, err = binaries.IG(ctx, "cmd/kubectl-gadget", "gadget-container/gadgettracermanager", "gadget-container/cleanup"); err != nil {
+		return s, err
+	}
+	if s.DNS, err = binaries.DNS(ctx); err != nil {
 		return s, err
 	}
 	if s.Kernel, err = guest.Kernel(ctx); err != nil {
@@ -98,6 +103,11 @@ func writeImages(ctx context.Context, s staged, built string) (archives []string
 			Name:   registryImage,
 			Files:  []images.File{{Path: "/registry", Host: filepath.Join(built, "registry")}},
 			Config: v1.ImageConfig{Entrypoint: []string{"/registry"}},
+		},
+		{
+			Name:   dnsImage,
+			Files:  []images.File{{Path: "/coredns", Host: filepath.Join(s.DNS, "coredns")}},
+			Config: v1.ImageConfig{Entrypoint: []string{"/coredns"}},
 		},
 		// As IG's own Dockerfiles/gadget.Dockerfile, without the hooks for other runtimes than containerd.
 		{Name: gadgetImage, Files: []images.File{

@@ -30,6 +30,7 @@ type target struct {
 type call struct {
 	from     *pod
 	command  string // wget, nc or nslookup: also the process's name
+	name     string // that nslookup asks for; none: it asks to.address for one that nobody knows
 	to       target
 	fails    bool
 	protocol string
@@ -46,6 +47,7 @@ const (
 // traffic is what the pods do while the gadget watches.
 type traffic struct {
 	buyer, web, clerk, stock *pod
+	names                    *pod   // the cluster's name server
 	served                   []call // that somebody serves, or that leave the cluster
 	unserved                 []call // that no pod's process takes
 }
@@ -53,7 +55,9 @@ type traffic struct {
 func (c *cluster) traffic(t *testing.T) traffic {
 	t.Helper()
 	var s traffic
-	for to, name := range map[**pod]string{&s.buyer: "shop/buyer", &s.web: "shop/web", &s.clerk: "depot/clerk", &s.stock: "depot/stock"} {
+	for to, name := range map[**pod]string{
+		&s.buyer: "shop/buyer", &s.web: "shop/web", &s.clerk: "depot/clerk", &s.stock: "depot/stock", &s.names: "kube-system/coredns",
+	} {
 		*to = c.pod(t, name)
 	}
 	web, empty, stock := c.service(t, "shop", "web"), c.service(t, "shop", "empty"), c.service(t, "depot", "stock")
@@ -67,6 +71,7 @@ func (c *cluster) traffic(t *testing.T) traffic {
 		get(s.buyer, s.stock.behind(stock[0], "svc depot/stock")),
 		get(s.clerk, beyond(0, servicePort)),
 		get(s.buyer, beyond(1, servicePort)),
+		resolve(s.clerk, "web.shop.svc.cluster.local", s.names, c.service(t, "kube-system", "kube-dns")[0]),
 		ask(s.clerk, beyond(0, namesPort)),
 		ask(s.buyer, beyond(1, namesPort)),
 	}
@@ -86,6 +91,24 @@ func get(from *pod, to target) call {
 
 func ask(from *pod, to target) call {
 	return call{from: from, command: "nslookup", to: to, fails: true, protocol: "UDP"} // the name server knows no name
+}
+
+// has says whether an event is of what these pods do, and not of what the cluster does by itself: the name server is asked
+// by the kubelet, and asks the API server.
+func (s traffic) has(e event) bool {
+	switch e.K8s.Namespace {
+	case s.buyer.namespace, s.clerk.namespace:
+		return true
+	case s.names.namespace:
+		return e.K8s.PodName == s.names.name && e.Endpoint.Port == namesPort
+	}
+	return false
+}
+
+// resolve asks the cluster's name server, as /etc/resolv.conf says.
+func resolve(from *pod, name string, server *pod, service netip.Addr) call {
+	to := target{address: service, port: namesPort, who: "svc kube-system/kube-dns", pod: server, comm: "coredns", inPod: namesPort}
+	return call{from: from, command: "nslookup", name: name, to: to, protocol: "UDP"}
 }
 
 func try(from *pod, to target) call {
@@ -127,8 +150,11 @@ func (c call) make(t *testing.T, in *cluster) {
 		"nc":       {host, fmt.Sprint(c.to.port)},
 		"nslookup": {"-type=a", "host.example", host},
 	}[c.command]
+	if c.name != "" {
+		args = []string{"-type=a", c.name}
+	}
 	out, err := in.exec(c.from, append([]string{c.command}, args...)...)
-	if (err != nil) != c.fails || !c.fails && out != "hello" {
+	if (err != nil) != c.fails || c.command == "wget" && out != "hello" {
 		t.Errorf("%s in %s of %s: got %q, %v; wanted it to fail: %v", c.command, c.from.name, c.to.who, out, err, c.fails)
 	}
 }

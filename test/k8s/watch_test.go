@@ -91,7 +91,7 @@ func (w *watch) saw(p *pod, port uint16) bool {
 
 // sawAll says so of all pods that the run reports.
 func (w *watch) sawAll(s traffic, port uint16) bool {
-	return !slices.ContainsFunc([]*pod{s.buyer, s.web, s.clerk, s.stock}, func(p *pod) bool {
+	return !slices.ContainsFunc([]*pod{s.buyer, s.web, s.clerk, s.stock, s.names}, func(p *pod) bool {
 		return w.reports(p.attempt(attempt{})) && !w.saw(p, port)
 	})
 }

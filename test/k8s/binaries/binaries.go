@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package binaries builds the programs of a cluster from the Go module proxy, once: Kubernetes' own by the module in
-// test/k8s/kubernetes, whose versions must not move those of the project, and IG's by IG's own module.
+// test/k8s/kubernetes, and CoreDNS by that in test/k8s/dns, whose versions must not move those of the project, and IG's by
+// IG's own module.
 package binaries
 
 import (
@@ -22,6 +23,7 @@ import (
 
 const (
 	kubernetesModule = "k8s.io/kubernetes"
+	dnsModule        = "github.com/coredns/coredns"
 	igModule         = "github.com/inspektor-gadget/inspektor-gadget"
 )
 
@@ -31,15 +33,15 @@ var (
 	Node         = []string{"kubelet", "kube-proxy"}
 )
 
-// module is the folder of the module that builds Kubernetes.
-func module(ctx context.Context) (string, error) {
+// module is the folder of a module in test/k8s.
+func module(ctx context.Context, name string) (string, error) {
 	top, err := goPrint(ctx, "", "list", "-m", "-f", "{{.Dir}}")
-	return filepath.Join(top, "test", "k8s", "kubernetes"), err
+	return filepath.Join(top, "test", "k8s", name), err
 }
 
 // Source is the folder with Kubernetes' sources.
 func Source(ctx context.Context) (string, error) {
-	dir, err := module(ctx)
+	dir, err := module(ctx, "kubernetes")
 	if err != nil {
 		return "", err
 	}
@@ -48,7 +50,7 @@ func Source(ctx context.Context) (string, error) {
 
 // Kubernetes builds the programs that are not in the cache yet, and returns the folder that has them.
 func Kubernetes(ctx context.Context, names ...string) (string, error) {
-	source, err := module(ctx)
+	source, err := module(ctx, "kubernetes")
 	if err != nil {
 		return "", err
 	}
@@ -71,6 +73,20 @@ func Kubernetes(ctx context.Context, names ...string) (string, error) {
 		packages[name] = kubernetesModule + "/cmd/" + name
 	}
 	return b.build(ctx, packages)
+}
+
+// DNS builds coredns if it is not in the cache yet, and returns the folder that has it.
+func DNS(ctx context.Context) (string, error) {
+	source, err := module(ctx, "dns")
+	if err != nil {
+		return "", err
+	}
+	version, err := goPrint(ctx, source, "list", "-m", "-f", "{{.Version}}", dnsModule)
+	if err != nil {
+		return "", err
+	}
+	b := builder{name: "dns", version: version, source: source, flags: "-s -w"}
+	return b.build(ctx, map[string]string{"coredns": dnsModule})
 }
 
 // IG builds those programs of IG's own that a cluster takes, by the folders below its module, and returns the folder that
