@@ -42,7 +42,7 @@ map(select(.k8s.podName != "" and .src.addr != .dst.addr)) # not what a pod says
 | . as $edges
 | [.[] | .from, .to] | unique
 | "digraph connections {",
-  "  rankdir=LR; fontname=\"sans-serif\"; node [fontname=\"sans-serif\", fontsize=11]; edge [fontname=\"sans-serif\", fontsize=9];",
+  "  rankdir=LR; ranksep=1.6; nodesep=0.35; labeljust=l; fontname=\"sans-serif\"; node [fontname=\"sans-serif\", fontsize=11]; edge [fontname=\"sans-serif\", fontsize=9];",
   (group_by(.namespace)[]
    | (first.namespace) as $namespace
    | if $namespace != "" then "  subgraph \("cluster_" + $namespace | @json) { label=\($namespace | @json); color=gray70; style=rounded;" else empty end,

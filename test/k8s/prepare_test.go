@@ -4,6 +4,7 @@ package k8s
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -65,20 +66,22 @@ func (c *cluster) startPods(ctx context.Context) error {
 	return c.all(ctx, lines...)
 }
 
-// push puts the image into the registry with the stock ig.
+// push puts the image into the registry with the stock ig, whose store it leaves as it was.
 func push(ctx context.Context) error {
-	ig := os.Getenv("IG")
-	if ig == "" {
-		ig = "ig"
+	if err := ig(ctx, "tag", *image, gadgetName); err != nil {
+		return err
 	}
-	for _, args := range [][]string{
-		{"image", "tag", *image, gadgetName},
-		{"image", "push", "--insecure-registries", registryAddress, gadgetName},
-		{"image", "remove", gadgetName},
-	} {
-		if out, err := exec.CommandContext(ctx, ig, args...).CombinedOutput(); err != nil {
-			return fmt.Errorf("%s %v: %w: %s", ig, args, err, out)
-		}
+	return errors.Join(ig(ctx, "push", "--insecure-registries", registryAddress, gadgetName), ig(ctx, "remove", gadgetName))
+}
+
+// ig runs the one that IG names, or that is in PATH, on images.
+func ig(ctx context.Context, args ...string) error {
+	program := os.Getenv("IG")
+	if program == "" {
+		program = "ig"
+	}
+	if out, err := exec.CommandContext(ctx, program, append([]string{"image"}, args...)...).CombinedOutput(); err != nil {
+		return fmt.Errorf("%s image %v: %w: %s", program, args, err, out)
 	}
 	return nil
 }
