@@ -134,17 +134,16 @@ func TestWhatNobodyTakesNamesThePod(t *testing.T) {
 	}
 }
 
-// isServed tells the attempts of the one kind from those of the other.
+// isServed tells the attempts of the one kind from those of the other: by what is called.
 func isServed(all reported, a attempt) bool {
-	for _, call := range all.traffic.unserved {
-		same := func(b attempt) bool {
-			return a.port == b.port && (a.endpoint == b.endpoint || a.pod == b.pod && !a.egress)
+	same := func(b attempt) bool {
+		called := b.endpoint == a.endpoint
+		if !a.egress {
+			called = b.pod == a.pod
 		}
-		if slices.ContainsFunc(call.attempts(), same) {
-			return false
-		}
+		return called && b.egress == a.egress && b.port == a.port
 	}
-	return true
+	return !slices.ContainsFunc(all.traffic.unserved, func(c call) bool { return slices.ContainsFunc(c.attempts(), same) })
 }
 
 // compare compares them as sets: a segment or a question that is sent again is one more event.
