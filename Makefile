@@ -204,11 +204,12 @@ test-service: build ## install netgadget as a service under a true systemd, in a
 # Flags of the test's own: -keep lets the cluster run until Ctrl-C.
 K8S_FLAGS ?=
 .PHONY: test-k8s
-test-k8s: build ## run the image by kubectl gadget in a cluster with one node, a VM (20 minutes the first time, then 6; K8S_FLAGS=-keep, E2E_KERNEL=6.12)
+test-k8s: build ## run the image by kubectl gadget in a cluster with one node, a VM (some 30 minutes the first time, then 7; K8S_FLAGS=-keep, E2E_KERNEL=6.12)
 	@test/install-packages packages-k8s.txt
 	@$(ASK_ROOT) "the cluster has a network namespace of its own"
 	@$(filter-out -json,$(GO_TEST)) $(AS_ROOT) ./test/k8s/controlplane
-	@E2E_KERNEL=$${E2E_KERNEL:-6.12} $(filter-out -json,$(GO_TEST)) -timeout 60m -v $(AS_ROOT) ./test/k8s -image $(IMAGE) -dir $(BUILD)/k8s $(K8S_FLAGS)
+	@{ status=0; E2E_KERNEL=$${E2E_KERNEL:-6.12} $(filter-out -json,$(GO_TEST)) -timeout 120m -v $(AS_ROOT) ./test/k8s -image $(IMAGE) -dir $(BUILD)/k8s $(K8S_FLAGS) || status=$$?; \
+	$(if $(SUDO),$(SUDO) chown -R "$$(id -u):$$(id -g)" $(BUILD)/k8s;) exit $$status; }
 
 # Names of kernels (see build/boot --help); none: all of them. TABLE=docs/evidence.md
 # writes the table of all of them there, when they are green.
