@@ -207,7 +207,7 @@ K8S_FLAGS ?=
 test-k8s: build ## run the image by kubectl gadget in a cluster with one node, a VM (some 30 minutes the first time, then 7; K8S_FLAGS=-keep, E2E_KERNEL=6.12)
 	@test/install-packages packages-k8s.txt
 	@$(ASK_ROOT) "the cluster has a network namespace of its own"
-	@$(filter-out -json,$(GO_TEST)) $(AS_ROOT) ./test/k8s/controlplane
+	@$(filter-out -json,$(GO_TEST)) $(AS_ROOT) ./test/k8s/controlplane ./test/k8s/policies
 	@{ status=0; E2E_KERNEL=$${E2E_KERNEL:-6.12} $(filter-out -json,$(GO_TEST)) -timeout 120m -v $(AS_ROOT) ./test/k8s -image $(IMAGE) -dir $(BUILD)/k8s $(K8S_FLAGS) || status=$$?; \
 	$(if $(SUDO),$(SUDO) chown -R "$$(id -u):$$(id -g)" $(BUILD)/k8s;) exit $$status; }
 
