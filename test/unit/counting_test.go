@@ -10,8 +10,9 @@ import (
 	"sync/atomic"
 	"testing"
 
-	"gadget.example/network/test/object"
 	"github.com/cilium/ebpf"
+
+	"gadget.example/network/test/object"
 )
 
 // connectionsImage is where `make build` leaves the image that counts.
@@ -60,7 +61,8 @@ func (c *counter) take(to *total) error {
 	keys, values := arrays(batch, c.rows.KeySize()), arrays(batch, c.rows.ValueSize())
 	for {
 		n, err := c.rows.BatchLookupAndDelete(&cursor, keys.Interface(), values.Interface(), nil)
-		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		last := errors.Is(err, ebpf.ErrKeyNotExist)
+		if err != nil && !last {
 			return err
 		}
 		for i := range n {
@@ -72,7 +74,7 @@ func (c *counter) take(to *total) error {
 				to.parts++
 			}
 		}
-		if err != nil {
+		if last {
 			return nil
 		}
 	}
