@@ -303,6 +303,11 @@ __noinline int prepare_attempt(__u32 runs_in, __u32 has_waited)
 	bool over = false;
 	enum ring ring;
 
+	/*
+	 * Where it is not used, as nothing is built, clang has callers leave it unset,
+	 * and the verifier does not take that.
+	 */
+	asm volatile("" : : "r"(has_waited));
 	if (!space)
 		return false;
 	d = &space->delivery;
