@@ -195,3 +195,28 @@ func TestConnectionsAreCounted(t *testing.T) {
 		t.Errorf("wanted some that were refused, got errors %v", errnos)
 	}
 }
+
+// TestContainersAreCounted has the image that counts see containers alone.
+func TestContainersAreCounted(t *testing.T) {
+	wantRunc(t)
+	ig := startIGOn(t, connectionsImage, "-o", "json")
+	container := startContainer(t, "e2e-counted")
+	err := eventually(func() error {
+		calls := callFrom(t, container)
+		rows, err := sumRows(ig.output())
+		for _, w := range calls {
+			key := countKey{
+				comm: w.owner.Comm, uid: w.owner.UID, mountNS: w.owner.MountNS,
+				netNS: w.netNS, egress: w.egress, protocol: w.protocol, peer: w.peer,
+			}
+			if rows[key].Attempts == 0 {
+				err = errors.Join(err, fmt.Errorf("wanted a row of %+v, got %+v", key, rows))
+			}
+		}
+		return err
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	ig.stop(t)
+}

@@ -36,6 +36,12 @@ func loadObject(tb testing.TB, params parameters, some ...string) (*ebpf.Collect
 	if err != nil {
 		tb.Fatal(err)
 	}
+	return spec, loadAll(tb, spec, params, some...)
+}
+
+// loadAll does the same with a given object.
+func loadAll(tb testing.TB, spec *ebpf.CollectionSpec, params parameters, some ...string) *ebpf.Collection {
+	tb.Helper()
 	if err := params.set(spec); err != nil {
 		tb.Fatal(err)
 	}
@@ -50,7 +56,7 @@ func loadObject(tb testing.TB, params parameters, some ...string) (*ebpf.Collect
 		tb.Fatal(err)
 	}
 	tb.Cleanup(c.Close)
-	return spec, c
+	return c
 }
 
 func TestVerifierIsFarFromItsLimit(t *testing.T) {
@@ -63,11 +69,32 @@ func TestVerifierIsFarFromItsLimit(t *testing.T) {
 	t.Run("failures", func(t *testing.T) {
 		expectVerified(t, parameters{"failed_only": true, "paths": true}, maxVerifiedWithAll)
 	})
+	for name, params := range map[string]parameters{
+		"counting":             nil,
+		"counting containers'": {"gadget_filter_by_mntns": true},
+		"counting attempts":    {"lifecycle": false, "udp_flows": true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if os.Geteuid() != 0 {
+				t.Skip("needs root: loads eBPF programs")
+			}
+			spec, err := object.ReadArchive(connectionsImage)
+			if err != nil {
+				t.Fatal(err)
+			}
+			expectLittle(t, loadAll(t, spec, params), maxVerifiedWithAll)
+		})
+	}
 }
 
 func expectVerified(t *testing.T, params parameters, most uint32) {
 	t.Helper()
 	_, c := loadObject(t, params)
+	expectLittle(t, c, most)
+}
+
+func expectLittle(t *testing.T, c *ebpf.Collection, most uint32) {
+	t.Helper()
 	for _, name := range slices.Sorted(maps.Keys(c.Programs)) {
 		info, err := c.Programs[name].Info()
 		if err != nil {
