@@ -56,6 +56,7 @@ func parseRunFlags(cmd *cobra.Command, args []string) (*runFlags, error) {
 	if err := first.Parse(args); err != nil && !errors.Is(err, pflag.ErrHelp) {
 		return nil, mistake(err)
 	}
+	image := f.options.Image // which flags that are made anew forget
 	help := slices.Contains(args, "-h") || slices.Contains(args, "--help")
 	cmd.Flags().AddFlagSet(f.ownFlags())
 	if help && os.Geteuid() != 0 {
@@ -69,7 +70,7 @@ func parseRunFlags(cmd *cobra.Command, args []string) (*runFlags, error) {
 		log.SetLevel(log.ErrorLevel)
 	}
 
-	all, err := gadget.Params(cmd.Context(), f.options.Image, setParams(first))
+	all, err := gadget.Params(cmd.Context(), image, setParams(first))
 	if errors.Is(err, fs.ErrPermission) { // IG makes eBPF maps already here
 		err = cmp.Or(preflight.Missing(f.host().Run()), err)
 	}

@@ -131,7 +131,7 @@ func Run(ctx context.Context, o Options) (s Summary, err error) {
 	go func() { ended <- runtime.RunGadget(gadgetCtx, nil, values) }()
 	select {
 	case err := <-ended:
-		return s, fmt.Errorf("starting the gadget: %w", err)
+		return s, fmt.Errorf("starting the gadget: %w", o.Image.explain(err))
 	case <-r.ready:
 	}
 	select {

@@ -74,6 +74,9 @@ var synonyms = map[string]struct{ of, alias string }{
 // IG's operators and those of the gadget. The image is read as the global ones
 // among values say.
 func Params(ctx context.Context, image Image, values map[string]string) (params.Params, error) {
+	if err := image.checkVerifiable(values); err != nil {
+		return nil, err
+	}
 	oci, err := newOCIHandler(maps.Clone(values))
 	if err != nil {
 		return nil, err
@@ -110,6 +113,9 @@ func (o Options) prepare(ctx context.Context) ([]operators.DataOperator, api.Par
 			given[s.of] = value
 			delete(given, name)
 		}
+	}
+	if err := o.Image.checkVerifiable(given); err != nil {
+		return nil, nil, err
 	}
 	rest := maps.Clone(given) // what nobody took yet
 	oci, err := newOCIHandler(rest)
@@ -165,7 +171,12 @@ func dataOperators(printed bool) []operators.DataOperator {
 // defaults unless somebody did before.
 func newOCIHandler(values map[string]string) (operators.DataOperator, error) {
 	oci := ocihandler.New()
-	return oci, initOperator(oci, values)
+	keys, given := values["public-keys"]
+	err := initOperator(oci, values)
+	if err != nil && given && !strings.Contains(keys, "-----BEGIN ") {
+		return nil, fmt.Errorf(`--public-keys %s: give the key itself, not the name of its file: --public-keys="$(cat cosign.pub)"`, keys)
+	}
+	return oci, err
 }
 
 func globalParams(op operators.DataOperator) *params.Params {
@@ -187,7 +198,7 @@ func instanceParams(ctx context.Context, image Image, ops []operators.DataOperat
 		}
 	}
 	if err := gadgetCtx.PrepareGadgetInfo(reading); err != nil {
-		return nil, fmt.Errorf("reading the gadget image: %w", err)
+		return nil, fmt.Errorf("reading the gadget image: %w", image.explain(err))
 	}
 	return gadgetCtx.Params(), nil
 }
