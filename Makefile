@@ -30,6 +30,8 @@ IG_VERSION := $(shell awk '$$1 == "$(IG_MODULE)" { print $$2 }' go.mod)
 GOLANGCI_LINT_VERSION := v2.15.0
 GOFUMPT_VERSION := v0.12.0
 ACTIONLINT_VERSION := v1.7.12
+COSIGN_VERSION := v2.6.5
+CYCLONEDX_VERSION := v1.10.0
 
 # A user who is not root is asked for root where the recipe says so.
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
@@ -63,13 +65,19 @@ $(BUILD):
 
 # --- the gadget image ---------------------------------------------------------
 
+# $(1): a program of IG's, with the version that it tells, as its own builds have it
 build_ig = CGO_ENABLED=0 go build -trimpath -o $@ \
 	-ldflags '-s -w -X $(IG_MODULE)/internal/version.version=$(IG_VERSION)' \
-	$(IG_MODULE)/cmd/ig
+	$(IG_MODULE)/cmd/$(1)
 
 $(BUILD)/ig: go.mod go.sum | $(BUILD)
 	@echo "building ig $(IG_VERSION) (2 to 4 minutes the first time)"
-	@$(build_ig)
+	@$(call build_ig,ig)
+
+# What talks to `ig daemon`, for its test.
+$(BUILD)/gadgetctl: go.mod go.sum | $(BUILD)
+	@echo "building gadgetctl $(IG_VERSION)"
+	@$(call build_ig,gadgetctl)
 
 # One include path for both architectures: ig's own is outside of the tree, and
 # each architecture has a vmlinux.h of its own.
@@ -131,17 +139,24 @@ run: build $(BUILD)/boot ## watch this machine's attempts to talk, or a VM's whe
 
 # --- tests --------------------------------------------------------------------
 
+# What signs an image, for a release and in the tests.
+COSIGN := $(TOOLS)/cosign-$(COSIGN_VERSION)
+
+$(COSIGN):
+	@echo "building cosign $(COSIGN_VERSION) (some minutes the first time)"
+	@$(call install,github.com/sigstore/cosign/v2/cmd/cosign,$(COSIGN_VERSION))
+
 # What needs no root.
-PACKAGES := ./cmd/... ./internal/... ./test/e2e/measured ./test/kernels ./test/report/... ./test/workflows
+PACKAGES := ./cmd/... ./internal/... ./test/e2e/measured ./test/kernels ./test/report/... ./test/workflows ./test/artifacthub
 # Nor do these modules of their own.
 MODULES := test/opinion test/dashboard
 # As root, with a build cache of root's own, so that nothing of root's is left in
 # this user's.
 KEPT := PATH BUILDER E2E_IN E2E_KERNEL GOFLAGS IMAGE_FILE KERNEL_CACHE
-AS_ROOT := $(if $(SUDO),-exec 'sudo env CGO_ENABLED=0 "IG=$(IG)" "GOMODCACHE=$(shell go env GOMODCACHE)" \
+AS_ROOT := $(if $(SUDO),-exec 'sudo env CGO_ENABLED=0 "IG=$(IG)" "COSIGN=$(COSIGN)" "GOMODCACHE=$(shell go env GOMODCACHE)" \
 	$(foreach name,$(KEPT),$(if $(filter-out file undefined,$(origin $(name))),"$(name)=$($(name))"))')
 # With the flag of the builds: what they compiled, which is most, serves again.
-GO_TEST := CGO_ENABLED=0 IG='$(IG)' go test -trimpath -count=1 -json
+GO_TEST := CGO_ENABLED=0 IG='$(IG)' COSIGN='$(COSIGN)' go test -trimpath -count=1 -json
 TEST_MODULES := for module in $(MODULES); do (cd $$module && $(GO_TEST) ./...) || status=$$?; done
 # A test that is skipped fails.
 REPORT := go run ./test/report
@@ -157,7 +172,7 @@ E2E_FLAGS ?=
 LONG := -attempts 10000 -packets 100000 -processes 20000
 
 .PHONY: test
-test: build $(BUILD)/boot ## pass all tests
+test: build $(BUILD)/boot $(COSIGN) ## pass all tests
 	@$(ASK_ROOT) "the tests load eBPF programs"
 	@{ status=0; $(GO_TEST) $(PACKAGES) || status=$$?; $(TEST_MODULES); \
 	$(TEST_HOOKS) || status=$$?; \
@@ -177,7 +192,7 @@ test-hooks: build $(BUILD)/boot ## pass the test of what system calls leave in t
 	@$(TEST_HOOKS) | $(REPORT)
 
 .PHONY: test-image
-test-image: build ## pass the tests of the image: digest, metadata, registry, errors, a run
+test-image: build $(COSIGN) ## pass the tests of the image: digest, metadata, registry, errors, a run
 	@$(ASK_ROOT) "ig keeps images in /var/lib/ig"
 	@$(GO_TEST) $(AS_ROOT) ./test/image | $(REPORT)
 
@@ -220,7 +235,7 @@ FOREIGN = $(filter-out $(shell go env GOARCH),$(if $(KERNELS),$(sort \
 	$(foreach kernel,$(KERNELS),$(if $(filter %-arm64,$(kernel)),arm64,amd64))),amd64 arm64))
 
 .PHONY: test-kernels
-test-kernels: build $(foreach arch,$(FOREIGN),$(BUILD)/$(arch)/ig $(BUILD)/$(arch)/netgadget) ## pass the e2e tests under each KERNELS (5.10, newest-arm64, ...), for a table
+test-kernels: build $(foreach arch,$(FOREIGN),$(addprefix $(BUILD)/$(arch)/,ig gadgetctl netgadget)) ## pass the e2e tests under each KERNELS (5.10, newest-arm64, ...), for a table
 	@$(if $(FOREIGN),test/install-packages packages-foreign.txt)
 	@IG='$(IG)' go run ./test/kernels $(if $(TABLE),-readme $(TABLE)) -flags '$(LONG) $(E2E_FLAGS)' $(KERNELS)
 
@@ -232,7 +247,11 @@ kernels-table: build ## write the rows that test-kernels left into docs/evidence
 # The same programs for guests of the other architecture.
 $(BUILD)/%/ig: go.mod go.sum | $(BUILD)
 	@echo "building ig $(IG_VERSION) for $* (2 to 4 minutes the first time)"
-	@GOARCH=$* $(build_ig)
+	@GOARCH=$* $(call build_ig,ig)
+
+$(BUILD)/%/gadgetctl: go.mod go.sum | $(BUILD)
+	@echo "building gadgetctl $(IG_VERSION) for $*"
+	@GOARCH=$* $(call build_ig,gadgetctl)
 
 $(BUILD)/%/netgadget: $(BUILD)/image.stamp FORCE
 	@GOARCH=$* CGO_ENABLED=0 go build -trimpath -o $@ ./cmd/netgadget
@@ -288,6 +307,41 @@ bench-hooks: build $(BUILD)/boot ## measure what hooks and a whole run cost, her
 bench-check: build ## fail when a packet that is no attempt costs more than its limits
 	@$(ASK_ROOT) "the benchmarks load eBPF programs"
 	@$(GO_BENCH) -bench '^BenchmarkCheck$$' $(if $(SUDO),-exec sudo) ./bench -check
+
+# --- a release ----------------------------------------------------------------
+
+# Its version is the one that Artifact Hub is told; TAG, when there is one, must be it.
+VERSION := v$(shell awk '$$1 == "version:" { print $$2 }' artifacthub-pkg.yml)
+TAG ?= $(VERSION)
+RELEASE := $(BUILD)/release
+# What a binary holds: modules, their licences, the standard library.
+CYCLONEDX := $(TOOLS)/cyclonedx-gomod-$(CYCLONEDX_VERSION)
+
+$(CYCLONEDX):
+	@echo "building cyclonedx-gomod $(CYCLONEDX_VERSION)"
+	@$(call install,github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod,$(CYCLONEDX_VERSION))
+
+# The same bytes from every clone of a commit, with the same compilers.
+.PHONY: release
+release: build $(BUILD)/amd64/netgadget $(BUILD)/arm64/netgadget $(CYCLONEDX) ## leave what a release has in build/release, with checksums
+	@[ '$(TAG)' = '$(VERSION)' ] || { \
+	echo 'release: the tag is $(TAG), and artifacthub-pkg.yml says $(VERSION): make them one' >&2; exit 1; }
+	@rm -rf $(RELEASE); mkdir -p $(RELEASE)
+	@cp $(BUILD)/network.tar $(BUILD)/network-connections.tar $(RELEASE)
+	@for arch in amd64 arm64; do \
+	cp $(BUILD)/$$arch/netgadget $(RELEASE)/netgadget-linux-$$arch; \
+	$(CYCLONEDX) bin -json -std -licenses -noserial -notimestamp -version $(VERSION) \
+		-output $(RELEASE)/netgadget-linux-$$arch.cdx.json $(RELEASE)/netgadget-linux-$$arch 2>/dev/null; done
+	@go run ./test/sbom -version $(VERSION) -library $(IG_VERSION) $(RELEASE)/network.tar >$(RELEASE)/network.cdx.json
+	@go run ./test/sbom -version $(VERSION) -library $(IG_VERSION) $(RELEASE)/network-connections.tar >$(RELEASE)/network-connections.cdx.json
+	@cd $(RELEASE) && sha256sum * >SHA256SUMS && cat SHA256SUMS
+
+# Where docker login leaves what it is told; cosign looks there by itself.
+publish: export REGISTRY_AUTH_FILE ?= $(wildcard $(HOME)/.docker/config.json)
+
+.PHONY: publish
+publish: $(IG) $(COSIGN) ## push the images of build/release TO=REGISTRY/OWNER, signed by COSIGN_PRIVATE_KEY
+	@SUDO='$(SUDO)' IG='$(IG)' COSIGN='$(COSIGN)' .ci/publish '$(TO)' '$(VERSION)'
 
 # --- style --------------------------------------------------------------------
 

@@ -3,35 +3,31 @@
 package image
 
 import (
-	"io"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
-	"github.com/distribution/distribution/v3/configuration"
-	"github.com/distribution/distribution/v3/registry/handlers"
-	_ "github.com/distribution/distribution/v3/registry/storage/driver/inmemory"
 	"github.com/rogpeppe/go-internal/testscript"
-	"github.com/sirupsen/logrus"
+
+	"gadget.example/network/test/registry"
 )
 
-// registry starts a registry on the loopback interface and returns its host and
-// port. It ends with the test.
-func registry(t *testing.T) string {
+// startRegistry starts a registry on the loopback interface and returns its host and
+// port, and the folder that it keeps. It ends with the test.
+func startRegistry(t *testing.T) (host, dir string) {
 	t.Helper()
-	logrus.SetOutput(io.Discard) // the registry's log of every request
-	config := &configuration.Configuration{Storage: configuration.Storage{"inmemory": nil}}
-	server := httptest.NewServer(handlers.NewApp(t.Context(), config))
+	dir = t.TempDir()
+	server := httptest.NewServer(registry.New(t.Context(), dir))
 	t.Cleanup(server.Close)
-	return strings.TrimPrefix(server.URL, "http://")
+	return strings.TrimPrefix(server.URL, "http://"), dir
 }
 
 func TestAPulledImageHasTheDigestThatWasPushed(t *testing.T) {
 	image := pristine(t)
 	built := stored(t, image)
-	host := registry(t)
+	host, _ := startRegistry(t)
 	remote := host + "/gadgets/network:v1"
 
 	ig(t, "image", "tag", image, remote)
@@ -55,7 +51,7 @@ func TestAPulledImageHasTheDigestThatWasPushed(t *testing.T) {
 // one clear error, and leaves nothing behind.
 func TestMistakes(t *testing.T) {
 	image := pristine(t)
-	host := registry(t)
+	host, _ := startRegistry(t)
 	testscript.RunT(oneByOne{t}, testscript.Params{
 		Dir: filepath.Join("testdata", "script"),
 		Setup: func(env *testscript.Env) error {

@@ -44,6 +44,18 @@ func TestIgHasNothingToUpdateInTheMetadata(t *testing.T) {
 // wantRuns runs an image out of its archive until ig has reported a connection.
 func wantRuns(t *testing.T, archive, image string) {
 	t.Helper()
+	const script = `"$1" image import "$2" >/dev/null && exec "$0" "$1" run "$3" --verify-image=false --pull never --host -o json`
+	wantConnection(t, runThere(t,
+		[]vm.File{firstEvent, {Guest: "/bin/ig", Host: igBinary(t)}, {Guest: "/image.tar", Host: archive}},
+		"/bin/sh", "-c", script, firstEvent.Guest, "/bin/ig", "/image.tar", image))
+}
+
+// firstEvent is a script: see there.
+var firstEvent = vm.File{Guest: "/first-event", Host: "testdata/first-event"}
+
+// wantConnection reads the event that the script prints.
+func wantConnection(t *testing.T, text string) {
+	t.Helper()
 	var event struct {
 		Dst struct {
 			Addr string
@@ -51,24 +63,36 @@ func wantRuns(t *testing.T, archive, image string) {
 		}
 		Proc struct{ Comm string }
 	}
-	text := firstEvent(t, archive, image)
 	err := json.Unmarshal([]byte(text), &event)
 	if err != nil || event.Dst.Addr != "127.0.0.1" || event.Dst.Port != 99 || event.Proc.Comm != "busybox" {
 		t.Errorf("wanted busybox's connection to 127.0.0.1:99, got %v, %s", err, text)
 	}
 }
 
-// firstEvent is what testdata/first-event prints: on this machine if it can run
-// ig, else in a VM.
-func firstEvent(t *testing.T, archive, image string) string {
+// runThere returns what a command prints: on this machine if it can run ig, where the
+// files are those of their own names here, else in a VM with the kernel of the e2e tests.
+func runThere(t *testing.T, files []vm.File, command ...string) string {
 	t.Helper()
 	lacking := preflight.Missing(preflight.Run())
 	if lacking == nil {
-		return run(t, exec.CommandContext(t.Context(), "testdata/first-event", igBinary(t), archive, image))
+		for i, arg := range command {
+			for _, f := range files {
+				if arg == f.Guest {
+					command[i] = f.Host
+				}
+			}
+		}
+		return run(t, exec.CommandContext(t.Context(), command[0], command[1:]...))
+	}
+	if testing.Short() {
+		t.Skip("boots a virtual machine, which takes half a minute: not with -short")
+	}
+	commands, err := vm.Busybox()
+	if err != nil {
+		t.Fatal(err)
 	}
 	var stdout, stderr bytes.Buffer
-	config := guest(t, archive, image)
-	config.Stdout, config.Stderr = &stdout, &stderr
+	config := vm.Config{Kernel: kernel(t), Files: append(files, commands...), Command: command, Stdout: &stdout, Stderr: &stderr}
 	ctx, cancel := context.WithTimeout(t.Context(), runLimit)
 	defer cancel()
 	result, err := vm.Run(ctx, config)
@@ -78,28 +102,6 @@ func firstEvent(t *testing.T, archive, image string) string {
 	}
 	t.Logf("in a VM with Linux %s: %+v", config.Kernel.Release, result)
 	return stdout.String()
-}
-
-// guest is a VM that runs testdata/first-event, with the kernel of the e2e tests.
-func guest(t *testing.T, archive, image string) vm.Config {
-	t.Helper()
-	if testing.Short() {
-		t.Skip("boots a virtual machine, which takes half a minute: not with -short")
-	}
-	commands, err := vm.Busybox()
-	if err != nil {
-		t.Fatal(err)
-	}
-	files := []vm.File{
-		{Guest: "/first-event", Host: "testdata/first-event"},
-		{Guest: "/bin/ig", Host: igBinary(t)},
-		{Guest: "/image.tar", Host: archive},
-	}
-	return vm.Config{
-		Kernel:  kernel(t),
-		Files:   append(files, commands...),
-		Command: []string{"/first-event", "/bin/ig", "/image.tar", image},
-	}
 }
 
 func kernel(t *testing.T) vm.Kernel {
