@@ -103,7 +103,7 @@ func TestThePackageIsTheGadget(t *testing.T) {
 		!slices.Equal(p.ContainersImages[0].Platforms, []string{"linux/amd64", "linux/arm64"}) {
 		t.Errorf("artifacthub-pkg.yml, containersImages: wanted %s for amd64 and arm64, got %+v", image, p.ContainersImages)
 	}
-	if !strings.Contains(p.Install, "ig run "+image+" --public-keys") {
+	if !strings.Contains(p.Install, "ig run "+image+" --public-keys=") {
 		t.Errorf("artifacthub-pkg.yml, install: wanted to run %s verified, got %s", image, p.Install)
 	}
 }
