@@ -183,10 +183,10 @@ func (p published) flipByte(t *testing.T) {
 	repository := p.remote(t)
 	var index ocispec.Index
 	var manifest ocispec.Manifest
-	p.fetch(t, repository, digest.Digest(p.digests["network"]), &index)
+	fetchManifest(t, repository, digest.Digest(p.digests["network"]), &index)
 	for _, m := range index.Manifests {
 		if m.Platform.Architecture == runtime.GOARCH {
-			p.fetch(t, repository, m.Digest, &manifest)
+			fetchManifest(t, repository, m.Digest, &manifest)
 		}
 	}
 	layer := manifest.Layers[0].Digest.Encoded()
@@ -196,7 +196,7 @@ func (p published) flipByte(t *testing.T) {
 	writeFile(t, file, content)
 }
 
-func (p published) fetch(t *testing.T, repository *remote.Repository, d digest.Digest, into any) {
+func fetchManifest(t *testing.T, repository *remote.Repository, d digest.Digest, into any) {
 	t.Helper()
 	_, text, err := oras.FetchBytes(t.Context(), repository, d.String(), oras.DefaultFetchBytesOptions)
 	if err != nil {
