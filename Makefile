@@ -74,11 +74,6 @@ $(BUILD)/ig: go.mod go.sum | $(BUILD)
 	@echo "building ig $(IG_VERSION) (2 to 4 minutes the first time)"
 	@$(call build_ig,ig)
 
-# What talks to `ig daemon`, for its test.
-$(BUILD)/gadgetctl: go.mod go.sum | $(BUILD)
-	@echo "building gadgetctl $(IG_VERSION)"
-	@$(call build_ig,gadgetctl)
-
 # One include path for both architectures: ig's own is outside of the tree, and
 # each architecture has a vmlinux.h of its own.
 $(INCLUDE)/vmlinux.h: go.mod | $(BUILD)
@@ -235,7 +230,7 @@ FOREIGN = $(filter-out $(shell go env GOARCH),$(if $(KERNELS),$(sort \
 	$(foreach kernel,$(KERNELS),$(if $(filter %-arm64,$(kernel)),arm64,amd64))),amd64 arm64))
 
 .PHONY: test-kernels
-test-kernels: build $(foreach arch,$(FOREIGN),$(addprefix $(BUILD)/$(arch)/,ig gadgetctl netgadget)) ## pass the e2e tests under each KERNELS (5.10, newest-arm64, ...), for a table
+test-kernels: build $(foreach arch,$(FOREIGN),$(addprefix $(BUILD)/$(arch)/,ig netgadget)) ## pass the e2e tests under each KERNELS (5.10, newest-arm64, ...), for a table
 	@$(if $(FOREIGN),test/install-packages packages-foreign.txt)
 	@IG='$(IG)' go run ./test/kernels $(if $(TABLE),-readme $(TABLE)) -flags '$(LONG) $(E2E_FLAGS)' $(KERNELS)
 
@@ -248,10 +243,6 @@ kernels-table: build ## write the rows that test-kernels left into docs/evidence
 $(BUILD)/%/ig: go.mod go.sum | $(BUILD)
 	@echo "building ig $(IG_VERSION) for $* (2 to 4 minutes the first time)"
 	@GOARCH=$* $(call build_ig,ig)
-
-$(BUILD)/%/gadgetctl: go.mod go.sum | $(BUILD)
-	@echo "building gadgetctl $(IG_VERSION) for $*"
-	@GOARCH=$* $(call build_ig,gadgetctl)
 
 $(BUILD)/%/netgadget: $(BUILD)/image.stamp FORCE
 	@GOARCH=$* CGO_ENABLED=0 go build -trimpath -o $@ ./cmd/netgadget
