@@ -5,6 +5,7 @@ package gadget
 import (
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 
 	"oras.land/oras-go/v2/errdef"
@@ -24,7 +25,12 @@ func (i Image) checkVerifiable(values map[string]string) error {
 		what = "an archive is taken as it is"
 	}
 	for _, name := range verifying {
-		if value, given := values[name]; given && !strings.EqualFold(value, "false") {
+		value, given := values[name]
+		// A value that is neither is named by who takes it.
+		if on, err := strconv.ParseBool(value); name == "verify-image" && (err != nil || !on) {
+			continue
+		}
+		if given {
 			return fmt.Errorf("--%s: %s, and not verified; give the name of an image, by --image", name, what)
 		}
 	}
