@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/cilium/ebpf/rlimit"
 	"github.com/inspektor-gadget/inspektor-gadget/pkg/gadget-service/api"
 	apihelpers "github.com/inspektor-gadget/inspektor-gadget/pkg/gadget-service/api-helpers"
 	"github.com/inspektor-gadget/inspektor-gadget/pkg/operators"
@@ -186,6 +187,11 @@ func globalParams(op operators.DataOperator) *params.Params {
 // instanceParams asks IG which parameters a run of the image takes. It reads the
 // image for that, as values say.
 func instanceParams(ctx context.Context, image Image, ops []operators.DataOperator, values map[string]string) (api.Params, error) {
+	// IG makes maps here, and allows itself the memory only later: before Linux 5.11 what
+	// another gadget holds counts as well.
+	if err := rlimit.RemoveMemlock(); err != nil {
+		return nil, fmt.Errorf("reading the gadget image: %w", err)
+	}
 	gadgetCtx, err := image.context(ctx, slices.Clone(ops))
 	if err != nil {
 		return nil, err
