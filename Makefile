@@ -211,6 +211,11 @@ test-service: build ## install netgadget as a service under a true systemd, in a
 	@$(ASK_ROOT) "mmdebstrap makes a root file system"
 	@E2E_KERNEL=$${E2E_KERNEL:-6.12} $(filter-out -json,$(GO_TEST)) -timeout 40m -v $(if $(RUN),-run '^$(RUN)$$') $(AS_ROOT) ./test/service
 
+.PHONY: test-containers
+test-containers: build ## have containers of containerd, Docker and Podman talk, in a VM (E2E_KERNEL=6.12)
+	@$(ASK_ROOT) "mmdebstrap makes a root file system"
+	@E2E_KERNEL=$${E2E_KERNEL:-6.12} $(filter-out -json,$(GO_TEST)) -timeout 40m -v $(if $(RUN),-run '^$(RUN)$$') $(AS_ROOT) ./test/containers
+
 # Flags of the test's own: -keep lets the cluster run until Ctrl-C.
 K8S_FLAGS ?=
 .PHONY: test-k8s
