@@ -18,9 +18,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
-	"runtime"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -82,43 +80,15 @@ func run(m *testing.M) (int, error) {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
 	defer stop()
-	return runInVM(ctx, os.Args[1:])
+	return guest.Run(ctx, "containers", guestConfig)
 }
 
-// runInVM runs these same tests in a VM, and returns their status.
-func runInVM(ctx context.Context, args []string) (int, error) {
-	dir, err := os.MkdirTemp("", "containers-*")
-	if err != nil {
-		return 1, err
-	}
-	defer os.RemoveAll(dir)
-	ctx, cancel := context.WithTimeout(ctx, guest.Limit())
-	defer cancel()
-	config, err := guestConfig(ctx, dir, args)
-	if err != nil {
-		return 1, err
-	}
-	result, err := vm.Run(ctx, config)
-	if err != nil {
-		return 1, err
-	}
-	fmt.Printf("in a VM with Linux %s: boot %v, tests %v\n", config.Kernel.Release, result.Boot.Round(time.Second), result.Command.Round(time.Second))
-	return result.ExitStatus, nil
-}
-
-func guestConfig(ctx context.Context, dir string, args []string) (vm.Config, error) {
-	kernel, err := guest.Kernel(ctx)
+func guestConfig(ctx context.Context, kernel vm.Kernel, dir string) (vm.Config, error) {
+	cache, err := guest.CacheBeside("containers")
 	if err != nil {
 		return vm.Config{}, err
 	}
-	if kernel.Arch != runtime.GOARCH {
-		return vm.Config{}, fmt.Errorf("kernel %s is for %s: the root file system is made for this machine alone", kernel.Release, kernel.Arch)
-	}
-	cache, err := guest.Cache()
-	if err != nil {
-		return vm.Config{}, err
-	}
-	root, err := recipe.Make(ctx, filepath.Join(filepath.Dir(cache), "containers"))
+	root, err := recipe.Make(ctx, cache)
 	if err != nil {
 		return vm.Config{}, err
 	}
@@ -146,7 +116,7 @@ func guestConfig(ctx context.Context, dir string, args []string) (vm.Config, err
 			{Guest: guestOwners, Data: foreign},
 			{Guest: guestRoot, Host: root},
 		},
-		Command: append([]string{guestTests}, guest.Args(args)...),
+		Command: append([]string{guestTests}, guest.Args(os.Args[1:])...),
 		Env:     []string{inGuest + "=initramfs"},
 		Stdout:  os.Stdout, Stderr: os.Stderr,
 	}, nil

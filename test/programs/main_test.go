@@ -24,6 +24,8 @@ import (
 
 	log "github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
+
+	"gadget.example/network/test/guest"
 )
 
 var (
@@ -60,5 +62,5 @@ func run(m *testing.M) (int, error) {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
 	defer stop()
-	return runInVM(ctx, os.Args[1:])
+	return guest.Run(ctx, "programs", guestConfig)
 }

@@ -8,8 +8,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"runtime"
-	"time"
 
 	"gadget.example/network/internal/vm"
 	"gadget.example/network/test/guest"
@@ -42,40 +40,12 @@ var recipe = rootfs.Recipe{
 	Unneeded: append([]string{"usr/bin/containerd*", "usr/bin/ctr", "usr/bin/docker", "usr/sbin/dockerd"}, rootfs.Unneeded...),
 }
 
-// runInVM runs these same tests in a VM, and returns their status.
-func runInVM(ctx context.Context, args []string) (int, error) {
-	dir, err := os.MkdirTemp("", "programs-*")
-	if err != nil {
-		return 1, err
-	}
-	defer os.RemoveAll(dir)
-	ctx, cancel := context.WithTimeout(ctx, guest.Limit())
-	defer cancel()
-	config, err := guestConfig(ctx, dir, args)
-	if err != nil {
-		return 1, err
-	}
-	result, err := vm.Run(ctx, config)
-	if err != nil {
-		return 1, err
-	}
-	fmt.Printf("in a VM with Linux %s: boot %v, tests %v\n", config.Kernel.Release, result.Boot.Round(time.Second), result.Command.Round(time.Second))
-	return result.ExitStatus, nil
-}
-
-func guestConfig(ctx context.Context, dir string, args []string) (vm.Config, error) {
-	kernel, err := guest.Kernel(ctx)
+func guestConfig(ctx context.Context, kernel vm.Kernel, dir string) (vm.Config, error) {
+	cache, err := guest.CacheBeside("programs")
 	if err != nil {
 		return vm.Config{}, err
 	}
-	cache, err := guest.Cache()
-	if err != nil {
-		return vm.Config{}, err
-	}
-	if kernel.Arch != runtime.GOARCH {
-		return vm.Config{}, fmt.Errorf("kernel %s is for %s: the root file system is made for this machine alone", kernel.Release, kernel.Arch)
-	}
-	root, err := recipe.Make(ctx, filepath.Join(filepath.Dir(cache), "programs"))
+	root, err := recipe.Make(ctx, cache)
 	if err != nil {
 		return vm.Config{}, err
 	}
@@ -101,7 +71,7 @@ func guestConfig(ctx context.Context, dir string, args []string) (vm.Config, err
 	}
 	return vm.Config{
 		Kernel: kernel, Files: files, Modules: guest.Modules(kernel, guestModules), MemoryMiB: memory,
-		Command: append([]string{guestTests}, guest.Args(args)...),
+		Command: append([]string{guestTests}, guest.Args(os.Args[1:])...),
 		Env:     []string{inGuest + "=1"},
 		Stdout:  os.Stdout, Stderr: os.Stderr,
 	}, nil

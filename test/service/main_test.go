@@ -19,6 +19,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"gadget.example/network/test/guest"
 )
 
 // inGuest is the environment variable that is set in the guest alone.
@@ -40,5 +42,5 @@ func run(m *testing.M) (int, error) {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
 	defer stop()
-	return runInVM(ctx, os.Args[1:])
+	return guest.Run(ctx, "service", guestConfig)
 }

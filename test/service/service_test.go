@@ -10,6 +10,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"gadget.example/network/test/e2e/attempt"
 )
 
 const (
@@ -64,18 +66,10 @@ func TestTheServiceReportsToTheJournal(t *testing.T) {
 	wantState(t, "active", "enabled")
 
 	t.Run("each event is a line of the journal", func(t *testing.T) {
-		first := show(t, "InvocationID")
-		truth := talk(t, caller, server)
-		told(t, first, len(truth))
-		do(t, "systemctl", "restart", unit)
-		compare(t, journal(t, first), truth)
+		wantTold(t, caller, server)
 	})
 	t.Run("a restart goes on", func(t *testing.T) {
-		second := show(t, "InvocationID")
-		truth := talk(t, caller, server)
-		told(t, second, len(truth))
-		do(t, "systemctl", "restart", unit)
-		compare(t, journal(t, second), truth)
+		wantTold(t, caller, server)
 	})
 	t.Run("it is started again when it has died", func(t *testing.T) {
 		pid := show(t, "MainPID")
@@ -83,11 +77,7 @@ func TestTheServiceReportsToTheJournal(t *testing.T) {
 		await(t, "another start", func() (bool, error) {
 			return show(t, "MainPID") != pid && show(t, "ActiveState") == "active", nil
 		})
-		third := show(t, "InvocationID")
-		truth := talk(t, caller, server)
-		told(t, third, len(truth))
-		do(t, "systemctl", "restart", unit)
-		compare(t, journal(t, third), truth)
+		wantTold(t, caller, server)
 	})
 	t.Run("installed again as it is, it goes on", func(t *testing.T) {
 		pid := show(t, "MainPID")
@@ -238,4 +228,14 @@ func TestWithoutSystemdItIsTold(t *testing.T) {
 			t.Errorf("%s: wanted one line about systemd, got %v\n%s", name, err, said)
 		}
 	}
+}
+
+// wantTold has a caller talk, ends the run of the service, and compares the journal of that run with what was said.
+func wantTold(t *testing.T, caller *agent, server attempt.Process) {
+	t.Helper()
+	invocation := show(t, "InvocationID")
+	truth := talk(t, caller, server)
+	told(t, invocation, len(truth))
+	do(t, "systemctl", "restart", unit)
+	compare(t, journal(t, invocation), truth)
 }
