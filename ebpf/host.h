@@ -12,6 +12,7 @@
 #include <bpf/bpf_core_read.h>
 #include <bpf/bpf_helpers.h>
 
+#include "params.h"
 #include "process.h"
 
 #define MAX_ANCESTORS 64 /* of ig, that are looked at */
@@ -45,13 +46,14 @@ static __always_inline bool is_of_container(__u32 netns)
 static __always_inline void find_host(void)
 {
 	struct task_struct *task = (void *)bpf_get_current_task();
-	__u32 level = BPF_CORE_READ(task, thread_pid, level);
 	__u64 *of_host = get_host();
-	struct pid *pid;
 	struct upid in_namespace;
+	struct pid *pid;
+	__u32 level;
 
-	if (!of_host || *of_host)
+	if (!gadget_filter_by_mntns || !of_host || *of_host)
 		return;
+	level = BPF_CORE_READ(task, thread_pid, level);
 	for (int i = 0; i < MAX_ANCESTORS; i++) {
 		pid = BPF_CORE_READ(task, group_leader, thread_pid);
 		if (BPF_CORE_READ(pid, level) < level)
