@@ -52,7 +52,7 @@ __noinline int await(struct __sk_buff *skb)
 
 	if (!space || !may_wait(skb, &space->report))
 		return false;
-	return await_answer(skb, &space->report);
+	return await_answer(skb, space);
 }
 
 enum packet {

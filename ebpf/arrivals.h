@@ -144,16 +144,48 @@ static __always_inline bool end_arrival(const struct arrival *key)
 	return true;
 }
 
+/* Where a SYN was seen before it is remembered who got it. */
+static __always_inline struct sightings *sightings_of(
+	const struct report *report)
+{
+	struct packet_id id = { .ends = report->ends,
+				.number = report->attempt.seq };
+
+	return bpf_map_lookup_elem(&attempts, &id);
+}
+
+/*
+ * Who got a SYN that is sent again, the first time: the listener may be gone when
+ * nobody has taken this one.
+ */
+static __always_inline void find_first(struct workspace *space, __u32 runs_in)
+{
+	struct report *report = &space->report;
+	struct sightings *before;
+
+	if (report->attempt.proto != IPPROTO_TCP || !report->retries)
+		return;
+	before = sightings_of(report);
+	if (!before || !before->listener)
+		return;
+	report->socket = before->socket;
+	report->is_taken = true;
+	find_listener(space, before->listener, runs_in);
+	report->found.has_ends = report->found.known;
+}
+
 /* False: it does not wait, as there is no room, or the same one does. */
 static __always_inline bool await_answer(struct __sk_buff *skb,
-					 struct report *report)
+					 struct workspace *space)
 {
+	struct report *report = &space->report;
 	struct arrival key = { report->ends, number_of(&report->attempt) };
 	struct arrival *latest = get_latest_arrival();
 	struct arriving *a = get_arriving();
 
 	if (!a || !latest)
 		return false;
+	find_first(space, IN_PACKET);
 	report->hops = hops_of(skb, report->attempt.version);
 	report->found.task = 0; /* it may have ended when this is told */
 	__sync_fetch_and_add(&a->begun, 1); /* before it can end */
@@ -240,16 +272,6 @@ static __always_inline bool report_attempt(void *ctx, struct workspace *space,
 	return false;
 }
 
-/* Where a SYN was seen before it is remembered who got it. */
-static __always_inline struct sightings *sightings_of(
-	const struct report *report)
-{
-	struct packet_id id = { .ends = report->ends,
-				.number = report->attempt.seq };
-
-	return bpf_map_lookup_elem(&attempts, &id);
-}
-
 enum settled {
 	NOT_SETTLED,
 	SETTLED,
@@ -294,25 +316,16 @@ static __always_inline bool is_full(struct sock *listener)
 
 /*
  * Nobody took it. A SYN that is sent again while its handshake goes on is the
- * same listener's. True: an event was sent.
+ * same listener's, if that is there still. True: an event was sent.
  */
 static __always_inline bool settle(void *ctx, struct workspace *space)
 {
 	struct report *report = &space->report;
 	bool is_tcp = report->attempt.proto == IPPROTO_TCP, sent;
-	struct sightings *before;
 
 	if (report->forwarded && !forwarded)
 		return false;
-	if (is_tcp && report->retries) {
-		before = sightings_of(report);
-		if (before && before->listener) {
-			report->socket = before->socket;
-			report->is_taken = true;
-			find_listener(space, before->listener, report->runs_in);
-			report->found.has_ends = report->found.known;
-		}
-	}
+	find_first(space, report->runs_in);
 	sent = report_attempt(ctx, space, true);
 	if (wants_outcome() && is_tcp && report->is_told && !report->is_taken &&
 	    !report->forwarded)

@@ -155,7 +155,8 @@ func inCases() []whoCase {
 	}
 	return append(cases,
 		whoCase{name: "TCP in: port taken over by another process", play: takenOver(tcpArrangements[:4])},
-		whoCase{name: "UDP in: port taken over by another process", play: takenOver(udpArrangements[:4])})
+		whoCase{name: "UDP in: port taken over by another process", play: takenOver(udpArrangements[:4])},
+		whoCase{name: "TCP in: sent again, to a listener that closes then", play: sentAgain})
 }
 
 // open has the servers open a port; they take turns.
@@ -207,6 +208,25 @@ func takenOver(arrangements []arrangement) func(*stage, string) {
 				s.shut(open...)
 			}
 		}
+	}
+}
+
+// sentAgain has SYN segments sent again while their handshakes go on: the kernel asks
+// no listener about those, and the one that took the first is gone when they are told.
+func sentAgain(s *stage, name string) {
+	const nobodys = 77 // has no neighbour: what answers waits
+	for i := range 4 {
+		family, server, port := families[i%2], s.away[i/2], newPort(attempt.TCP)
+		open := s.openAt(server, attempt.TCP, port, none)
+		var acts []act
+		for range max(1, s.attempts/20) {
+			a := s.madeAct(attempt.TCP, attempt.Step{Do: attempt.Packet, Again: 1}, i%2*rawCallers, port, newSource())
+			a.step.Src, a.to = at(overVeth.address(family, nobodys), int(a.step.Src.Port())), s.is(server)
+			acts = append(acts, a)
+		}
+		reports := s.perform(acts)
+		s.shut(open...)
+		s.settle(name, acts, reports)
 	}
 }
 

@@ -40,7 +40,7 @@ func sendMade(step attempt.Step, report *attempt.Report) error {
 	defer unix.Close(fd)
 	var packets [][][]byte
 	for i := range max(step.Count, 1) {
-		made := attempt.Report{Process: report.Process, Src: portAfter(step.Src, i), Dst: step.Dst, Packets: 1}
+		made := attempt.Report{Process: report.Process, Src: portAfter(step.Src, i), Dst: step.Dst, Packets: 1 + step.Again}
 		packet, err := madePacket(step, made.Src)
 		if err != nil {
 			return err
@@ -52,8 +52,10 @@ func sendMade(step attempt.Step, report *attempt.Report) error {
 		return sendSeveral(fd, packets, to)
 	}
 	for _, packet := range packets {
-		if _, err := unix.SendmsgBuffers(fd, packet, nil, to, 0); err != nil {
-			return fmt.Errorf("sendmsg: %w", err)
+		for range 1 + step.Again {
+			if _, err := unix.SendmsgBuffers(fd, packet, nil, to, 0); err != nil {
+				return fmt.Errorf("sendmsg: %w", err)
+			}
 		}
 	}
 	return nil

@@ -100,6 +100,8 @@ type Step struct {
 	// reports are in Steps; without, it is sendmsg.
 	Several bool `json:",omitempty"`
 	Split   bool `json:",omitempty"` // a packet is in several buffers, which part its headers
+	// Again is how many more times Raw or Packet send the very same, one at a time.
+	Again int `json:",omitempty"`
 	// Unsure: the kernel may refuse a call before it has chosen its source, of
 	// which the report then has what is known.
 	Unsure bool `json:",omitempty"`
