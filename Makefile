@@ -74,6 +74,11 @@ $(BUILD)/ig: go.mod go.sum | $(BUILD)
 	@echo "building ig $(IG_VERSION) (2 to 4 minutes the first time)"
 	@$(call build_ig,ig)
 
+# What talks to `ig daemon`, for its test.
+$(BUILD)/gadgetctl: go.mod go.sum | $(BUILD)
+	@echo "building gadgetctl $(IG_VERSION)"
+	@$(call build_ig,gadgetctl)
+
 # One include path for both architectures: ig's own is outside of the tree, and
 # each architecture has a vmlinux.h of its own.
 $(INCLUDE)/vmlinux.h: go.mod | $(BUILD)
@@ -126,7 +131,7 @@ build-with-metadata image-with-metadata: %-with-metadata:
 	@$(MAKE) $* BUILD_FLAGS=--update-metadata
 
 # These programs by the names that one types.
-build/ig build/netgadget build/boot: build/%: $(BUILD)/% ;
+build/ig build/gadgetctl build/netgadget build/boot: build/%: $(BUILD)/% ;
 
 .PHONY: run
 run: build $(BUILD)/boot ## watch this machine's attempts to talk, or a VM's where it cannot
@@ -167,7 +172,7 @@ E2E_FLAGS ?=
 LONG := -attempts 10000 -packets 100000 -processes 20000
 
 .PHONY: test
-test: build $(BUILD)/boot $(COSIGN) ## pass all tests
+test: build $(BUILD)/boot $(BUILD)/gadgetctl $(COSIGN) ## pass all tests
 	@$(ASK_ROOT) "the tests load eBPF programs"
 	@{ status=0; $(GO_TEST) $(PACKAGES) || status=$$?; $(TEST_MODULES); \
 	$(TEST_HOOKS) || status=$$?; \
@@ -192,7 +197,7 @@ test-image: build $(COSIGN) ## pass the tests of the image: digest, metadata, re
 	@$(GO_TEST) $(AS_ROOT) ./test/image | $(REPORT)
 
 .PHONY: test-e2e
-test-e2e: build ## pass the tests with real traffic, in a VM where this machine cannot (RUN=TestWho: one, and its numbers)
+test-e2e: build $(BUILD)/gadgetctl ## pass the tests with real traffic, in a VM where this machine cannot (RUN=TestWho: one, and its numbers)
 	@$(ASK_ROOT) "the tests load eBPF programs"
 ifeq ($(RUN),)
 	@$(GO_TEST) -timeout 60m $(AS_ROOT) ./test/e2e $(E2E_FLAGS) | $(REPORT)
@@ -223,7 +228,7 @@ test-k8s: build ## run the image by kubectl gadget in a cluster with one node, a
 	@test/install-packages packages-k8s.txt
 	@$(ASK_ROOT) "the cluster has a network namespace of its own"
 	@$(filter-out -json,$(GO_TEST)) $(AS_ROOT) ./test/k8s/controlplane ./test/k8s/policies
-	@{ status=0; E2E_KERNEL=$${E2E_KERNEL:-6.12} $(filter-out -json,$(GO_TEST)) -timeout 120m -v $(AS_ROOT) ./test/k8s -image $(IMAGE) -dir $(BUILD)/k8s $(K8S_FLAGS) || status=$$?; \
+	@{ status=0; E2E_KERNEL=$${E2E_KERNEL:-6.12} $(filter-out -json,$(GO_TEST)) -timeout 120m -v $(AS_ROOT) ./test/k8s -image $(IMAGE) -connections $(CONNECTIONS_IMAGE) -netgadget $(BUILD)/netgadget -dir $(BUILD)/k8s $(K8S_FLAGS) || status=$$?; \
 	$(if $(SUDO),$(SUDO) chown -R "$$(id -u):$$(id -g)" $(BUILD)/k8s;) exit $$status; }
 
 # Names of kernels (see build/boot --help); none: all of them. TABLE=docs/evidence.md
@@ -235,7 +240,7 @@ FOREIGN = $(filter-out $(shell go env GOARCH),$(if $(KERNELS),$(sort \
 	$(foreach kernel,$(KERNELS),$(if $(filter %-arm64,$(kernel)),arm64,amd64))),amd64 arm64))
 
 .PHONY: test-kernels
-test-kernels: build $(foreach arch,$(FOREIGN),$(addprefix $(BUILD)/$(arch)/,ig netgadget)) ## pass the e2e tests under each KERNELS (5.10, newest-arm64, ...), for a table
+test-kernels: build $(BUILD)/gadgetctl $(foreach arch,$(FOREIGN),$(addprefix $(BUILD)/$(arch)/,ig gadgetctl netgadget)) ## pass the e2e tests under each KERNELS (5.10, newest-arm64, ...), for a table
 	@$(if $(FOREIGN),test/install-packages packages-foreign.txt)
 	@IG='$(IG)' go run ./test/kernels $(if $(TABLE),-readme $(TABLE)) -flags '$(LONG) $(E2E_FLAGS)' $(KERNELS)
 
@@ -248,6 +253,10 @@ kernels-table: build ## write the rows that test-kernels left into docs/evidence
 $(BUILD)/%/ig: go.mod go.sum | $(BUILD)
 	@echo "building ig $(IG_VERSION) for $* (2 to 4 minutes the first time)"
 	@GOARCH=$* $(call build_ig,ig)
+
+$(BUILD)/%/gadgetctl: go.mod go.sum | $(BUILD)
+	@echo "building gadgetctl $(IG_VERSION) for $*"
+	@GOARCH=$* $(call build_ig,gadgetctl)
 
 $(BUILD)/%/netgadget: $(BUILD)/image.stamp FORCE
 	@GOARCH=$* CGO_ENABLED=0 go build -trimpath -o $@ ./cmd/netgadget

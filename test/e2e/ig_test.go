@@ -21,7 +21,8 @@ import (
 	"gadget.example/network/test/e2e/attempt"
 )
 
-// stockIG is a running `ig run network:latest`. What it has said grows.
+// stockIG is a running `ig run network:latest`, or another program of IG's that
+// prints events. What it has said grows.
 type stockIG struct {
 	cmd    *exec.Cmd
 	stderr bytes.Buffer
@@ -46,8 +47,13 @@ func startIGOn(t *testing.T, image string, args ...string) *stockIG {
 // startIGWith does the same by other means.
 func startIGWith(t *testing.T, start func(*exec.Cmd) error, image string, args ...string) *stockIG {
 	t.Helper()
-	args = append([]string{"run", image, "--verify-image=false"}, args...)
-	ig := &stockIG{cmd: exec.Command(artifact(igBinary), args...), ended: make(chan struct{})}
+	return startStock(t, start, igBinary, append([]string{"run", image, "--verify-image=false"}, args...)...)
+}
+
+// startStock starts a program of IG's.
+func startStock(t *testing.T, start func(*exec.Cmd) error, program string, args ...string) *stockIG {
+	t.Helper()
+	ig := &stockIG{cmd: exec.Command(artifact(program), args...), ended: make(chan struct{})}
 	ig.cmd.Stderr = &ig.stderr
 	stdout, err := ig.cmd.StdoutPipe()
 	if err != nil {

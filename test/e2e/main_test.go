@@ -39,6 +39,7 @@ var artifacts string
 // Programs and files under test and beside them, by their name in artifacts.
 const (
 	igBinary        = "ig"
+	gadgetctlBinary = "gadgetctl"
 	netgadgetBinary = "netgadget"
 	agentBinary     = "agent"
 	firstBinary     = "first"

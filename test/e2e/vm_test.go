@@ -96,7 +96,7 @@ func guestConfig(ctx context.Context, dir string, args []string) (vm.Config, err
 		return vm.Config{}, err
 	}
 	files := []vm.File{{Guest: guestTests, Host: tests}, {Guest: guestScripts, Host: "testdata"}}
-	for _, name := range []string{igBinary, netgadgetBinary, agentBinary, firstBinary, imageFile, connectionsFile} {
+	for _, name := range []string{igBinary, gadgetctlBinary, netgadgetBinary, agentBinary, firstBinary, imageFile, connectionsFile} {
 		files = append(files, vm.File{Guest: filepath.Join(guestArtifacts, name), Host: filepath.Join(dir, name)})
 	}
 	files = append(files, accounts()...)
@@ -193,7 +193,7 @@ func prepareGuest() error {
 
 // linkArtifacts gathers what make left for an architecture, and builds the agent.
 func linkArtifacts(ctx context.Context, dir, arch string) error {
-	for _, name := range []string{igBinary, netgadgetBinary, imageFile, connectionsFile} {
+	for _, name := range []string{igBinary, gadgetctlBinary, netgadgetBinary, imageFile, connectionsFile} {
 		foreign := arch != runtime.GOARCH && filepath.Ext(name) != ".tar"
 		build := "../../build"
 		if foreign {
@@ -210,7 +210,7 @@ func linkArtifacts(ctx context.Context, dir, arch string) error {
 			built = file
 		}
 		if _, err := os.Stat(built); err != nil {
-			return fmt.Errorf("%w; `make build` builds it, for another architecture `make test-kernels`", err)
+			return fmt.Errorf("%w; `make build build/gadgetctl` builds it, for another architecture `make test-kernels`", err)
 		}
 		if err := os.Symlink(built, filepath.Join(dir, name)); err != nil {
 			return err
