@@ -7,9 +7,13 @@ import (
 	"net/netip"
 )
 
-// event is what `kubectl gadget run -o json` prints, a line each, as far as the tests ask.
+// event is what `kubectl gadget run -o json` prints, a line each, as far as the tests ask; or a row of counts, of which it
+// prints a list each time.
 type event struct {
 	Event    string
+	Retries  int
+	Attempts int    // of a row
+	Comm     string // likewise
 	Egress   bool
 	Protocol string
 	Proc     struct{ Comm string }
@@ -61,11 +65,24 @@ func (a attempt) String() string {
 		a.pod, a.labels, a.node, a.comm, way, a.endpoint, a.remote, a.port, a.protocol)
 }
 
+// isAttempt says whether it is one, or counts some.
+func (e event) isAttempt() bool { return e.Event == "attempt" || e.Attempts > 0 }
+
 func (e event) attempt() attempt {
-	return attempt{
+	a := attempt{
 		pod: e.K8s.Namespace + "/" + e.K8s.PodName, labels: e.K8s.PodLabels, node: e.K8s.Node, comm: e.Proc.Comm, egress: e.Egress,
 		endpoint: e.Endpoint.who(), remote: e.Remote.who(), port: e.Endpoint.Port, protocol: e.Protocol,
 	}
+	if e.Attempts > 0 {
+		a.comm, a.remote = e.Comm, ""
+	}
+	return a
+}
+
+// counted is the attempt as a row has it.
+func (a attempt) counted() attempt {
+	a.remote = ""
+	return a
 }
 
 // outcome is how an attempt that a pod made went on.

@@ -10,9 +10,11 @@
 // The test binary is both sides: it makes what the cluster takes, and starts itself again in the new namespace, where it
 // starts the cluster and runs the tests. Flags:
 //
-//	-image   the gadget's image in ig's store, that is pushed to the registry
-//	-dir     an empty folder for the cluster's state, its logs, and what the gadget printed
-//	-keep    let the cluster run when the tests are done, until it is interrupted
+//	-image        the gadget's image in ig's store, that is pushed to the registry
+//	-connections  likewise that which counts
+//	-netgadget    the program that makes policies of what was printed
+//	-dir          an empty folder for the cluster's state, its logs, and what the gadget printed
+//	-keep         let the cluster run when the tests are done, until it is interrupted
 //
 // The environment:
 //
@@ -39,9 +41,11 @@ import (
 )
 
 var (
-	image = flag.String("image", "network:latest", "the gadget's image in ig's store")
-	dir   = flag.String("dir", "", "a folder for the cluster's state, its logs and what the gadget printed; what was there is removed")
-	keep  = flag.Bool("keep", false, "let the cluster run until it is interrupted")
+	image            = flag.String("image", "network:latest", "the gadget's image in ig's store")
+	connectionsImage = flag.String("connections", "network-connections:latest", "that which counts")
+	netgadget        = flag.String("netgadget", "netgadget", "the program that makes policies")
+	dir              = flag.String("dir", "", "a folder for the cluster's state, its logs and what the gadget printed; what was there is removed")
+	keep             = flag.Bool("keep", false, "let the cluster run until it is interrupted")
 )
 
 // stagedEnv is set in the process that runs the cluster: the file that says what was made for it.

@@ -4,11 +4,9 @@ package k8s
 
 import (
 	"bytes"
-	"encoding/json"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 )
@@ -16,7 +14,7 @@ import (
 // TestThePictureHasWhatThePodsDid draws the events as docs/connections.jq says, and leaves the picture, connections.svg.
 func TestThePictureHasWhatThePodsDid(t *testing.T) {
 	watched(t)
-	drawn := pipe(t, withoutProbes(t, filepath.Join(theCluster.Dir, "events.jsonl")), "jq", "-rsf", filepath.Join("..", "..", "docs", "connections.jq"))
+	drawn := pipe(t, linesOf(t, "events", isNoProbe), "jq", "-rsf", filepath.Join("..", "..", "docs", "connections.jq"))
 	for _, edge := range []string{
 		`"pod shop/buyer" -> "pod shop/web" [label="TCP 8080", color=darkgreen`,
 		`"pod shop/buyer" -> "svc depot/stock" [label="TCP 80", color=darkgreen`,
@@ -32,25 +30,6 @@ func TestThePictureHasWhatThePodsDid(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(theCluster.Dir, "connections.svg"), picture, 0o644); err != nil {
 		t.Fatal(err)
 	}
-}
-
-// withoutProbes are the events of a file without those by which the runs tell how far they are.
-func withoutProbes(t *testing.T, file string) (lines []byte) {
-	t.Helper()
-	content, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for line := range bytes.Lines(content) {
-		var e event
-		if err := json.Unmarshal(line, &e); err != nil {
-			t.Fatalf("%q: %v", line, err)
-		}
-		if !slices.Contains(probes, e.Endpoint.Port) {
-			lines = append(lines, line...)
-		}
-	}
-	return lines
 }
 
 // pipe is what a command makes of its standard input.

@@ -14,24 +14,29 @@ import (
 // registryAddress is a Service's, as testdata has it.
 const registryAddress = "10.96.0.100:5000"
 
-// gadgetName is what `kubectl gadget run` gets.
-const gadgetName = registryAddress + "/network:latest"
+// What `kubectl gadget run` gets.
+const (
+	gadgetName      = registryAddress + "/network:latest"
+	connectionsName = registryAddress + "/network-connections:latest"
+)
 
 // gadgetPatch gives IG's probes the time that they take on an emulated machine: each starts a program of 77 MB, for which
 // IG's manifest has a second.
 const gadgetPatch = `{"spec": {"template": {"spec": {"containers": [{"name": "gadget",
 	"startupProbe": {"timeoutSeconds": 60, "failureThreshold": 60}, "readinessProbe": {"timeoutSeconds": 60, "periodSeconds": 30}}]}}}}`
 
-// prepare starts the pods, has the registry take the gadget's image, and deploys Inspektor Gadget.
+// prepare starts the pods, has the registry take the images, and deploys Inspektor Gadget.
 func (c *cluster) prepare(ctx context.Context) error {
 	if err := c.startPods(ctx); err != nil {
 		return err
 	}
 	c.progress("The pods are ready")
-	if err := push(ctx); err != nil {
-		return err
+	for local, name := range map[string]string{*image: gadgetName, *connectionsImage: connectionsName} {
+		if err := push(ctx, local, name); err != nil {
+			return err
+		}
 	}
-	c.progress("The registry has the image")
+	c.progress("The registry has the images")
 	if err := c.deploy(ctx); err != nil {
 		return err
 	}
@@ -66,12 +71,12 @@ func (c *cluster) startPods(ctx context.Context) error {
 	return c.all(ctx, lines...)
 }
 
-// push puts the image into the registry with the stock ig, whose store it leaves as it was.
-func push(ctx context.Context) error {
-	if err := ig(ctx, "tag", *image, gadgetName); err != nil {
+// push puts an image into the registry with the stock ig, whose store it leaves as it was.
+func push(ctx context.Context, local, name string) error {
+	if err := ig(ctx, "tag", local, name); err != nil {
 		return err
 	}
-	return errors.Join(ig(ctx, "push", "--insecure-registries", registryAddress, gadgetName), ig(ctx, "remove", gadgetName))
+	return errors.Join(ig(ctx, "push", "--insecure-registries", registryAddress, name), ig(ctx, "remove", name))
 }
 
 // ig runs the one that IG names, or that is in PATH, on images.

@@ -4,6 +4,7 @@ package k8s
 
 import (
 	"context"
+	"maps"
 	"slices"
 	"sync"
 	"testing"
@@ -26,16 +27,25 @@ var probes = []uint16{firstPort, thenPort, lastPort}
 // selection is a `kubectl gadget run` with flags, and what of all attempts it reports.
 type selection struct {
 	name    string
-	flags   []string
+	args    []string // the image, and flags
 	reports func(attempt) bool
+	counts  bool // prints rows of counts, not events
 }
 
-// runs all watch the same traffic, at once.
+// runs all watch the same traffic, at once, and print it as JSON.
 var runs = []selection{
-	{"events", []string{"-A", "--lifecycle"}, func(attempt) bool { return true }},
-	{"namespace", []string{"-n", "shop"}, func(a attempt) bool { return a.pod == "shop/buyer" || a.pod == "shop/web" }},
-	{"pod", []string{"-n", "shop", "-p", "buyer"}, func(a attempt) bool { return a.pod == "shop/buyer" }},
-	{"labels", []string{"-A", "-l", "app=web"}, func(a attempt) bool { return a.labels == "app=web" }},
+	{name: "events", args: []string{gadgetName, "-A", "--lifecycle"}, reports: everything},
+	{name: "namespace", args: []string{gadgetName, "-n", "shop"}, reports: func(a attempt) bool { return a.pod == "shop/buyer" || a.pod == "shop/web" }},
+	{name: "pod", args: []string{gadgetName, "-n", "shop", "-p", "buyer"}, reports: func(a attempt) bool { return a.pod == "shop/buyer" }},
+	{name: "labels", args: []string{gadgetName, "-A", "-l", "app=web"}, reports: func(a attempt) bool { return a.labels == "app=web" }},
+	{name: "counts", args: []string{connectionsName, "-A"}, reports: everything, counts: true},
+}
+
+func everything(attempt) bool { return true }
+
+// advice is a run beside them that prints policies in the end, by IG's own operator.
+var advice = selection{
+	name: "advice", args: []string{connectionsName, "-A", "--map-fetch-interval", "0", "--annotate", "connections:generate_networkpolicy.enable=true"},
 }
 
 // reported are the runs' events, by their names, and what there was to report.
@@ -68,23 +78,28 @@ func (c *cluster) watch(t *testing.T) reported {
 	t.Helper()
 	s := c.traffic(t)
 	var watches []*watch
+	pulled := map[string]bool{}
 	for _, r := range runs {
-		watches = append(watches, c.startWatch(t, r))
-		if len(watches) == 1 {
+		watches = append(watches, c.startWatch(t, r, "-o", "json"))
+		if name := r.args[0]; !pulled[name] {
 			// It has pulled the image then: IG's store of images, which is new, is not for two that begin it at once.
 			c.await(t, s, watches, firstPort)
+			pulled[name] = true
 		}
 	}
+	adviser := c.startWatch(t, advice, "--verbose")
 	c.await(t, s, watches, firstPort)
+	adviser.awaitStart(t)
 	for _, call := range slices.Concat(s.served, s.unserved) {
 		call.make(t, c)
 	}
 	c.await(t, s, watches, thenPort)
 	c.await(t, s, watches, lastPort)
+	adviser.stop(t)
 	all := reported{traffic: s, events: map[string][]event{}}
 	for _, w := range watches {
 		for _, e := range w.stop(t) {
-			if s.has(e) && !slices.Contains(probes, e.Endpoint.Port) {
+			if s.has(e) && isNoProbe(e) {
 				all.events[w.name] = append(all.events[w.name], e)
 			}
 		}
@@ -152,13 +167,17 @@ func compare(t *testing.T, all reported, r selection, calls []call, kind func(re
 	wanted, got := map[attempt]bool{}, map[attempt]bool{}
 	for _, call := range calls {
 		for _, a := range call.attempts() {
-			if r.reports(a) {
-				wanted[a] = true
+			if !r.reports(a) {
+				continue
 			}
+			if r.counts {
+				a = a.counted()
+			}
+			wanted[a] = true
 		}
 	}
 	for _, e := range all.events[r.name] {
-		if a := e.attempt(); e.Event == "attempt" && kind(all, a) {
+		if a := e.attempt(); e.isAttempt() && kind(all, a) {
 			got[a] = true
 		}
 	}
@@ -174,6 +193,25 @@ func compare(t *testing.T, all reported, r selection, calls []call, kind func(re
 		if !wanted[a] {
 			t.Errorf("not wanted: %v", a)
 		}
+	}
+}
+
+// TestCountsAreThoseOfTheEvents adds up what was counted, and compares it with what was reported of the same.
+func TestCountsAreThoseOfTheEvents(t *testing.T) {
+	all := watched(t)
+	wanted, got := map[attempt]int{}, map[attempt]int{}
+	for _, e := range all.events["events"] {
+		if e.isAttempt() && e.Retries == 0 {
+			wanted[e.attempt().counted()]++
+		}
+	}
+	for _, e := range all.events["counts"] {
+		if e.isAttempt() {
+			got[e.attempt()] += e.Attempts
+		}
+	}
+	if !maps.Equal(wanted, got) {
+		t.Errorf("wanted %v, got %v", wanted, got)
 	}
 }
 

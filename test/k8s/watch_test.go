@@ -4,7 +4,9 @@ package k8s
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -13,28 +15,33 @@ import (
 	"slices"
 	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// watch is a `kubectl gadget run` that goes on. What it prints is kept in a file, NAME.jsonl, and what it says in NAME.log.
+// printedSuffix is of the file that has what a run has printed, by the run's name.
+const printedSuffix = ".out"
+
+// watch is a `kubectl gadget run` that goes on. What it prints is kept in a file, and what it says in another.
 type watch struct {
 	selection
-	cmd    *exec.Cmd
-	ended  chan error
-	mu     sync.Mutex
-	events []event
+	printed, said string // the files
+	cmd           *exec.Cmd
+	ended         chan error
+	mu            sync.Mutex
+	events        []event
 }
 
-func (c *cluster) startWatch(t *testing.T, s selection) *watch {
+func (c *cluster) startWatch(t *testing.T, s selection, more ...string) *watch {
 	t.Helper()
-	w := &watch{selection: s, ended: make(chan error, 1)}
-	w.cmd = c.command(c.ctx, "kubectl", append([]string{"gadget", "run", gadgetName, "-o", "json"}, s.flags...)...)
-	printed, err := os.Create(filepath.Join(c.Dir, s.name+".jsonl"))
+	w := &watch{selection: s, printed: filepath.Join(c.Dir, s.name+printedSuffix), said: filepath.Join(c.Dir, s.name+".log"), ended: make(chan error, 1)}
+	w.cmd = c.command(c.ctx, "kubectl", slices.Concat([]string{"gadget", "run"}, s.args, more)...)
+	printed, err := os.Create(w.printed)
 	if err != nil {
 		t.Fatal(err)
 	}
-	said, err := os.Create(filepath.Join(c.Dir, s.name+".log"))
+	said, err := os.Create(w.said)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -54,7 +61,7 @@ func (c *cluster) startWatch(t *testing.T, s selection) *watch {
 			err = ended
 		}
 		if err != nil {
-			err = fmt.Errorf("kubectl gadget run %v: %w; what it said is in %s", s.flags, err, said.Name())
+			err = fmt.Errorf("kubectl gadget run %v: %w; what it said is in %s", s.args, err, w.said)
 		}
 		w.ended <- err
 	}()
@@ -62,21 +69,61 @@ func (c *cluster) startWatch(t *testing.T, s selection) *watch {
 }
 
 func (w *watch) read(lines io.Reader) error {
+	if w.reports == nil { // no events
+		_, err := io.Copy(io.Discard, lines)
+		return err
+	}
 	for scanner := bufio.NewReader(lines); ; {
 		line, err := scanner.ReadBytes('\n')
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return nil
 		}
 		if err != nil {
 			return err
 		}
-		var e event
-		if err := json.Unmarshal(line, &e); err != nil {
-			return fmt.Errorf("%q: %w", line, err)
+		events, err := parse(line)
+		if err != nil {
+			return err
 		}
 		w.mu.Lock()
-		w.events = append(w.events, e)
+		w.events = append(w.events, events...)
 		w.mu.Unlock()
+	}
+}
+
+// parse reads a line: an event, or a list of rows.
+func parse(line []byte) (events []event, err error) {
+	if !bytes.HasPrefix(line, []byte("[")) {
+		line = slices.Concat([]byte("["), line, []byte("]"))
+	}
+	if err := json.Unmarshal(line, &events); err != nil {
+		return nil, fmt.Errorf("%q: %w", line, err)
+	}
+	return events, nil
+}
+
+// started is what IG says last, to who wants to know all, when the gadget watches: its iterators run when all is attached.
+const started = "Running iterator program"
+
+// awaitStart waits for a run that says what it does, and reports nothing until it ends.
+func (w *watch) awaitStart(t *testing.T) {
+	t.Helper()
+	for limit := time.Now().Add(waitLimit); ; time.Sleep(time.Second) {
+		said, err := os.ReadFile(w.said)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if bytes.Contains(said, []byte(started)) {
+			return
+		}
+		select {
+		case err := <-w.ended:
+			t.Fatalf("%s ended: %v", w.name, err)
+		default:
+		}
+		if time.Now().After(limit) {
+			t.Fatalf("%s has not started in %v; what it said is in %s", w.name, waitLimit, w.said)
+		}
 	}
 }
 
@@ -106,4 +153,40 @@ func (w *watch) stop(t *testing.T) []event {
 		t.Fatal(err)
 	}
 	return w.events
+}
+
+// isNoProbe is not one of those events, or rows, by which the runs tell how far they are.
+func isNoProbe(e event) bool { return !slices.Contains(probes, e.Endpoint.Port) }
+
+// linesOf are those events, or rows, that a run has printed and that are to be kept, a line each.
+func linesOf(t *testing.T, run string, keep func(event) bool) (lines []byte) {
+	t.Helper()
+	content, err := os.Open(filepath.Join(theCluster.Dir, run+printedSuffix))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer content.Close()
+	for all := json.NewDecoder(content); ; {
+		var line json.RawMessage
+		if err := all.Decode(&line); errors.Is(err, io.EOF) {
+			return lines
+		} else if err != nil {
+			t.Fatalf("%s: %v", content.Name(), err)
+		}
+		of := []json.RawMessage{line}
+		if line[0] == '[' {
+			if err := json.Unmarshal(line, &of); err != nil {
+				t.Fatalf("%s: %v", content.Name(), err)
+			}
+		}
+		for _, one := range of {
+			events, err := parse(one)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if keep(events[0]) {
+				lines = append(append(lines, one...), '\n')
+			}
+		}
+	}
 }
