@@ -224,7 +224,7 @@ test-containers: build ## have containers of containerd, Docker and Podman talk,
 # Flags of the test's own: -keep lets the cluster run until Ctrl-C.
 K8S_FLAGS ?=
 .PHONY: test-k8s
-test-k8s: build ## run the image by kubectl gadget in a cluster with one node, a VM (some 30 minutes the first time, then 7; K8S_FLAGS=-keep, E2E_KERNEL=6.12)
+test-k8s: build ## run the image by kubectl gadget in a cluster with one node, a VM (some 40 minutes the first time, then 25; K8S_FLAGS=-keep, E2E_KERNEL=6.12)
 	@test/install-packages packages-k8s.txt
 	@$(ASK_ROOT) "the cluster has a network namespace of its own"
 	@$(filter-out -json,$(GO_TEST)) $(AS_ROOT) ./test/k8s/controlplane ./test/k8s/policies

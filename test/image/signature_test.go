@@ -171,7 +171,8 @@ func TestAnImageThatIsNotAsItsPublisherSignedItIsRefused(t *testing.T) {
 				key = c.key
 			}
 			flags := []string{"--insecure-registries", p.host, "--public-keys=" + read(t, key+".pub")}
-			wantRefused(t, c.ig, igBinary(t), append([]string{"run", p.image(tag)}, flags...)...)
+			// ig wants its file systems before it looks at an image.
+			wantRefused(t, c.ig, igBinary(t), append([]string{"run", "--auto-mount-filesystems", p.image(tag)}, flags...)...)
 			wantRefused(t, c.netgadget, filepath.Join(tree(t), "build", "netgadget"), append([]string{"run", "--image", p.image(tag)}, flags...)...)
 		})
 	}
