@@ -18,14 +18,18 @@ func TestNetgadgetNamesAndFilters(t *testing.T) {
 	// A pod's second container: the same network namespace, other mounts.
 	side := runContainer(t, "side", fmt.Sprintf("--with-ns network:/proc/%d/ns/net", one.pid), "sleep", "1000000")
 
-	all, named, beside := watchBy(t, "netgadget"), watchBy(t, "netgadget", "-c", "one"), watchBy(t, "netgadget", "-c", "side")
-	httpd := watchBy(t, "netgadget", "-c", "one", "--comm", "httpd")
 	arrival := event{"one", "httpd", false, "TCP", netip.AddrPortFrom(gateways[0], servedPort)}
-	for _, w := range []*watcher{all, named, httpd} {
-		w.await(t, arrival, func() { onHost(t, get(one.at[0], servedPort)) })
-	}
 	sent := event{"side", "wget", true, "TCP", netip.AddrPortFrom(two.at[0], servedPort)}
-	beside.await(t, sent, func() { side.do(t, get(two.at[0], servedPort)) })
+	// One after the other: four that load at once keep an emulated machine busy for minutes.
+	watchFor := func(e event, do func(), args ...string) *watcher {
+		w := watchBy(t, "netgadget", args...)
+		w.await(t, e, do)
+		return w
+	}
+	arrive := func() { onHost(t, get(one.at[0], servedPort)) }
+	all, named := watchFor(arrival, arrive), watchFor(arrival, arrive, "-c", "one")
+	httpd := watchFor(arrival, arrive, "-c", "one", "--comm", "httpd")
+	beside := watchFor(sent, func() { side.do(t, get(two.at[0], servedPort)) }, "-c", "side")
 	for _, w := range []*watcher{all, named, beside} { // what waits is told in its order
 		e := event{"", "", false, "TCP", netip.AddrPortFrom(gateways[0], ownPort)}
 		w.await(t, e, func() { onHost(t, get(one.at[0], ownPort)) })
