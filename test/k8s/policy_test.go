@@ -52,10 +52,9 @@ func policy(t *testing.T, args ...string) (out string, status int) {
 func TestPoliciesAllowWhatThePodsDid(t *testing.T) {
 	all := watched(t)
 	c, cluster := theCluster, theCluster.describe(t)
-	did := func(e event) bool { return all.traffic.has(e) && isNoProbe(e) }
 	made := map[string]string{}
 	for _, run := range []string{"events", "counts"} {
-		seen := c.write(t, "seen-"+run+".json", linesOf(t, run, did))
+		seen := c.write(t, "seen-"+run+".json", linesOf(t, run, all.traffic.isCall))
 		policies, status := policy(t, "--format", "k8s", "--cluster", cluster, seen)
 		if status != 0 {
 			t.Fatal("no policies")
@@ -63,10 +62,9 @@ func TestPoliciesAllowWhatThePodsDid(t *testing.T) {
 		made[run] = policies
 		file := c.write(t, "policies-"+run+".yaml", []byte(policies))
 		c.must(t, "apply", "--dry-run=server", "-f", file)
-		for _, name := range []string{"shop/buyer", "shop/web", "depot/clerk", "depot/stock"} {
-			_, app, _ := strings.Cut(name, "/")
+		for _, app := range []string{"buyer", "web", "clerk", "stock"} {
 			if !strings.Contains(policies, "app: "+app) {
-				t.Errorf("of %s: no policy of %s", run, name)
+				t.Errorf("of %s: no policy of %s", run, app)
 			}
 		}
 		if blocked, status := policy(t, "--check", file, "--cluster", cluster, seen); status != 0 {
@@ -87,7 +85,7 @@ func TestPoliciesAllowWhatThePodsDid(t *testing.T) {
 func TestIGMakesPoliciesOfTheCounts(t *testing.T) {
 	all := watched(t)
 	c := theCluster
-	file := filepath.Join(c.Dir, advice.name+printedSuffix)
+	file := c.printedBy(advice.name)
 	c.must(t, "apply", "--dry-run=server", "-f", file)
 	policies, err := os.ReadFile(file)
 	if err != nil {
@@ -96,7 +94,7 @@ func TestIGMakesPoliciesOfTheCounts(t *testing.T) {
 	if wide := outside[1].Addr().String() + "/32"; !strings.Contains(string(policies), wide) {
 		t.Errorf("wanted %s in\n%s", wide, policies)
 	}
-	seen := c.write(t, "seen-all.json", linesOf(t, "counts", func(e event) bool { return all.traffic.has(e) && isNoProbe(e) }))
+	seen := c.write(t, "seen-all.json", linesOf(t, "counts", all.traffic.isCall))
 	const wanted = "shop/buyer (wget) -> the Service depot/stock at 80/TCP (pods' 8080): not in shop/buyer-network\n"
 	if blocked, _ := policy(t, "--check", file, "--cluster", c.describe(t), seen); blocked != wanted {
 		t.Errorf("they would block:\n%swanted:\n%s", blocked, wanted)

@@ -99,7 +99,7 @@ func (c *cluster) watch(t *testing.T) reported {
 	all := reported{traffic: s, events: map[string][]event{}}
 	for _, w := range watches {
 		for _, e := range w.stop(t) {
-			if s.has(e) && isNoProbe(e) {
+			if s.isCall(e) {
 				all.events[w.name] = append(all.events[w.name], e)
 			}
 		}

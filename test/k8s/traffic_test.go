@@ -105,6 +105,9 @@ func (s traffic) has(e event) bool {
 	return false
 }
 
+// isCall says so of one of the calls, and not of those by which the runs tell how far they are.
+func (s traffic) isCall(e event) bool { return s.has(e) && isNoProbe(e) }
+
 // resolve asks the cluster's name server, as /etc/resolv.conf says.
 func resolve(from *pod, name string, server *pod, service netip.Addr) call {
 	to := target{address: service, port: namesPort, who: "svc kube-system/kube-dns", pod: server, comm: "coredns", inPod: namesPort}

@@ -20,24 +20,24 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// printedSuffix is of the file that has what a run has printed, by the run's name.
-const printedSuffix = ".out"
+// printedBy is the file that has what a run has printed, by the run's name.
+func (c *cluster) printedBy(run string) string { return filepath.Join(c.Dir, run+".out") }
 
 // watch is a `kubectl gadget run` that goes on. What it prints is kept in a file, and what it says in another.
 type watch struct {
 	selection
-	printed, said string // the files
-	cmd           *exec.Cmd
-	ended         chan error
-	mu            sync.Mutex
-	events        []event
+	said   string // the file
+	cmd    *exec.Cmd
+	ended  chan error
+	mu     sync.Mutex
+	events []event
 }
 
 func (c *cluster) startWatch(t *testing.T, s selection, more ...string) *watch {
 	t.Helper()
-	w := &watch{selection: s, printed: filepath.Join(c.Dir, s.name+printedSuffix), said: filepath.Join(c.Dir, s.name+".log"), ended: make(chan error, 1)}
+	w := &watch{selection: s, said: filepath.Join(c.Dir, s.name+".log"), ended: make(chan error, 1)}
 	w.cmd = c.command(c.ctx, "kubectl", slices.Concat([]string{"gadget", "run"}, s.args, more)...)
-	printed, err := os.Create(w.printed)
+	printed, err := os.Create(c.printedBy(s.name))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -91,13 +91,29 @@ func (w *watch) read(lines io.Reader) error {
 	}
 }
 
-// parse reads a line: an event, or a list of rows.
-func parse(line []byte) (events []event, err error) {
+// split returns what a line has: an event, or the rows of a list.
+func split(line []byte) (all []json.RawMessage, err error) {
 	if !bytes.HasPrefix(line, []byte("[")) {
-		line = slices.Concat([]byte("["), line, []byte("]"))
+		return []json.RawMessage{bytes.TrimSpace(line)}, nil
 	}
-	if err := json.Unmarshal(line, &events); err != nil {
+	if err := json.Unmarshal(line, &all); err != nil {
 		return nil, fmt.Errorf("%q: %w", line, err)
+	}
+	return all, nil
+}
+
+// parse reads a line.
+func parse(line []byte) (events []event, err error) {
+	all, err := split(line)
+	if err != nil {
+		return nil, err
+	}
+	for _, one := range all {
+		var e event
+		if err := json.Unmarshal(one, &e); err != nil {
+			return nil, fmt.Errorf("%q: %w", one, err)
+		}
+		events = append(events, e)
 	}
 	return events, nil
 }
@@ -161,32 +177,24 @@ func isNoProbe(e event) bool { return !slices.Contains(probes, e.Endpoint.Port) 
 // linesOf are those events, or rows, that a run has printed and that are to be kept, a line each.
 func linesOf(t *testing.T, run string, keep func(event) bool) (lines []byte) {
 	t.Helper()
-	content, err := os.Open(filepath.Join(theCluster.Dir, run+printedSuffix))
+	content, err := os.ReadFile(theCluster.printedBy(run))
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer content.Close()
-	for all := json.NewDecoder(content); ; {
-		var line json.RawMessage
-		if err := all.Decode(&line); errors.Is(err, io.EOF) {
-			return lines
-		} else if err != nil {
-			t.Fatalf("%s: %v", content.Name(), err)
+	for line := range bytes.Lines(content) {
+		all, err := split(line)
+		if err != nil {
+			t.Fatal(err)
 		}
-		of := []json.RawMessage{line}
-		if line[0] == '[' {
-			if err := json.Unmarshal(line, &of); err != nil {
-				t.Fatalf("%s: %v", content.Name(), err)
-			}
+		events, err := parse(line)
+		if err != nil {
+			t.Fatal(err)
 		}
-		for _, one := range of {
-			events, err := parse(one)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if keep(events[0]) {
+		for i, one := range all {
+			if keep(events[i]) {
 				lines = append(append(lines, one...), '\n')
 			}
 		}
 	}
+	return lines
 }
