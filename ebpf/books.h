@@ -305,7 +305,7 @@ static __always_inline bool is_sending(const struct owner *owner, __u16 port)
 {
 	struct sock *sk = (void *)owner->sk;
 
-	return has_unsent(sk) && local_port(sk) == port;
+	return has_unsent(sk) && local_port(typed(sk)) == port;
 }
 
 /* Whether the socket has no longer the port that it is booked with. */
@@ -586,8 +586,9 @@ static __always_inline void book_older(struct file *file,
 				       struct task_struct *task,
 				       __u32 descriptor)
 {
-	struct socket *socket = READ(file, private_data);
-	__u64 number = READ(file, f_inode, i_ino);
+	struct file *self = typed(file);
+	struct socket *socket = FIELD(self, private_data);
+	__u64 number = FIELD(self, f_inode, i_ino);
 	struct sock *sk;
 	__u8 state;
 

@@ -28,15 +28,16 @@ static __always_inline bool is_young(__u64 started, __u64 now)
 /* Of the first thread of a process. Not static: verified once. */
 __noinline __u32 family_of(__u64 address)
 {
-	struct task_struct *task = (void *)address;
-	__u64 started = started_at(task);
+	struct task_struct *task = typed((struct task_struct *)address);
+	__u64 started = FIELD(task, group_leader, start_boottime);
 
 	if (!is_young(started, bpf_ktime_get_boot_ns()))
 		return 0;
 	for (int i = 0; i < MAX_GENERATIONS; i++) {
-		task = READ(task, group_leader, real_parent);
-		if (started - started_at(task) >= ELDER_NS)
-			return READ(task, tgid);
+		task = FIELD(task, group_leader, real_parent);
+		if (started - FIELD(task, group_leader, start_boottime) >=
+		    ELDER_NS)
+			return FIELD(task, tgid);
 	}
 	return INIT_PID;
 }

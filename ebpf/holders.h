@@ -198,21 +198,22 @@ static __always_inline void add_children(struct heirs *heirs,
  */
 static __always_inline void leave_heirs(struct task_struct *task)
 {
-	struct task_struct *leader = READ(task, group_leader), *parent;
-	bool lives = READ(task, signal, live.counter);
+	struct task_struct *self = typed(task), *parent;
+	struct task_struct *leader = FIELD(self, group_leader);
+	bool lives = FIELD(self, signal, live.counter);
 	bool leaves = has_children(task);
-	struct process self, above;
+	struct process ended, above;
 	struct heirs *mine, *parents;
 
 	if (lives && !leaves) /* most threads */
 		return;
-	set_process_id(&self, task);
+	set_process_id(&ended, task);
 	if (leaves) {
-		mine = heirs_of(&self);
+		mine = heirs_of(&ended);
 		if (mine)
 			add_children(mine, task);
 	}
-	if (lives || !bpf_map_lookup_elem(&heirs, &self))
+	if (lives || !bpf_map_lookup_elem(&heirs, &ended))
 		return;
 	parent = BPF_CORE_READ(leader, real_parent);
 	set_process_id(&above, parent);
@@ -228,8 +229,8 @@ static __always_inline bool is_socket(struct file *file, __u64 number)
 {
 	struct inode *inode = READ(file, f_inode);
 
-	return inode && READ(inode, i_ino) == number &&
-	       READ(inode, i_sb, s_magic) == SOCKFS_MAGIC;
+	return inode && FIELD(inode, i_ino) == number &&
+	       FIELD(inode, i_sb, s_magic) == SOCKFS_MAGIC;
 }
 
 /* The same of an address, or 0. Not static: verified once, and not for each file. */
@@ -241,10 +242,11 @@ __noinline int is_socket_of_file(__u64 address, __u64 number)
 static __always_inline bool is_socket_at(struct fdtable *table,
 					 __u32 descriptor, __u64 number)
 {
-	struct file **files = READ(table, fd);
+	struct fdtable *self = typed(table);
+	struct file **files = FIELD(self, fd);
 	struct file *file = NULL;
 
-	if (descriptor >= READ(table, max_fds))
+	if (descriptor >= FIELD(self, max_fds))
 		return false;
 	bpf_probe_read_kernel(&file, sizeof(file), &files[descriptor]);
 	return is_socket_of_file((__u64)file, number);
@@ -259,9 +261,9 @@ static __always_inline bool is_socket_at(struct fdtable *table,
  */
 __noinline int find_descriptor(__u64 address, __u64 number, __u32 from)
 {
-	struct fdtable *table = (void *)address;
-	struct file **files = READ(table, fd);
-	__u32 count = READ(table, max_fds);
+	struct fdtable *table = typed((struct fdtable *)address);
+	struct file **files = FIELD(table, fd);
+	__u32 count = FIELD(table, max_fds);
 	struct file *file;
 
 	for (int i = 0; i < DESCRIPTORS; i++) {
@@ -299,9 +301,11 @@ static __always_inline struct task_struct *task_of(const struct holder *holder)
 {
 	struct task_struct *leader = leader_of(&holder->process);
 	struct task_struct *task = (void *)holder->task;
+	struct task_struct *self = typed(task);
 
-	if (leader && task && READ(task, pid) == holder->tid &&
-	    READ(task, tgid) == holder->process.pid && !READ(task, exit_state))
+	if (leader && task && FIELD(self, pid) == holder->tid &&
+	    FIELD(self, tgid) == holder->process.pid &&
+	    !FIELD(self, exit_state))
 		return task;
 	return leader;
 }

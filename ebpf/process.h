@@ -36,18 +36,19 @@ static __always_inline void read_process(struct gadget_process *proc,
 					 char thread[THREAD_LEN],
 					 struct task_struct *task)
 {
-	struct task_struct *parent = READ(task, real_parent);
+	struct task_struct *self = typed(task), *parent;
 
-	proc->pid = READ(task, tgid);
-	proc->tid = READ(task, pid);
-	proc->creds.uid = READ(task, cred, uid.val);
-	proc->creds.gid = READ(task, cred, gid.val);
-	proc->mntns_id = READ(task, nsproxy, mnt_ns, ns.inum);
+	proc->pid = FIELD(self, tgid);
+	proc->tid = FIELD(self, pid);
+	proc->creds.uid = FIELD(self, cred, uid.val);
+	proc->creds.gid = FIELD(self, cred, gid.val);
+	proc->mntns_id = FIELD(self, nsproxy, mnt_ns, ns.inum);
 	BPF_CORE_READ_INTO(&proc->comm, task, group_leader, comm);
 	bpf_probe_read_kernel(thread, THREAD_LEN, &task->comm);
 
-	proc->parent.pid = READ(parent, tgid);
-	proc->parent.tid = READ(parent, pid);
+	parent = FIELD(self, real_parent);
+	proc->parent.pid = FIELD(parent, tgid);
+	proc->parent.tid = FIELD(parent, pid);
 	BPF_CORE_READ_INTO(&proc->parent.comm, parent, group_leader, comm);
 }
 
@@ -65,9 +66,12 @@ struct process {
 static __always_inline void set_process_id(struct process *process,
 					   struct task_struct *task)
 {
-	process->pid_struct = (__u64)READ(task, group_leader, thread_pid);
-	process->started = started_at(task);
-	process->pid = READ(task, tgid);
+	struct task_struct *self = typed(task);
+	struct task_struct *leader = FIELD(self, group_leader);
+
+	process->pid_struct = (__u64)FIELD(leader, thread_pid);
+	process->started = FIELD(leader, start_boottime);
+	process->pid = FIELD(self, tgid);
 }
 
 static __always_inline bool is_same_process(const struct process *a,
@@ -82,7 +86,7 @@ static __always_inline struct task_struct *leader_of(
 {
 	struct pid *pid = (void *)process->pid_struct;
 	struct hlist_node *node;
-	struct task_struct *task;
+	struct task_struct *task, *self;
 
 	if (!pid)
 		return NULL;
@@ -92,9 +96,10 @@ static __always_inline struct task_struct *leader_of(
 	task = (void *)node -
 	       bpf_core_field_offset(struct task_struct, pid_links) -
 	       PIDTYPE_TGID * sizeof(*node);
-	if (READ(task, tgid) != process->pid ||
-	    started_at(task) != process->started ||
-	    !READ(task, signal, live.counter))
+	self = typed(task);
+	if (FIELD(self, tgid) != process->pid ||
+	    FIELD(self, group_leader, start_boottime) != process->started ||
+	    !FIELD(self, signal, live.counter))
 		return NULL;
 	return task;
 }

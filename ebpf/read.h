@@ -17,28 +17,36 @@
 extern void *bpf_rdonly_cast(const void *obj, __u32 btf_id) __weak __ksym;
 
 /* The type is the kernel's, which has what is read. */
-#define cast_to(type, address)                    \
-	((const void *)bpf_rdonly_cast((address), \
-				       bpf_core_type_id_kernel(type)))
+#define cast(from)                      \
+	((typeof(from))bpf_rdonly_cast( \
+		(from), bpf_core_type_id_kernel(typeof(*(from)))))
 
-#define load_field(from, field) \
-	(((typeof(from))cast_to(typeof(*(from)), (from)))->field)
-#define load_fields1(from, a) load_field(from, a)
-#define load_fields2(from, a, b) load_field(load_fields1(from, a), b)
-#define load_fields3(from, a, b, c) load_field(load_fields2(from, a, b), c)
+#define walk1(from, a) ((from)->a)
+#define walk2(from, a, b) ((from)->a->b)
+#define walk3(from, a, b, c) ((from)->a->b->c)
 #define pick_fourth(a, b, c, fourth, ...) fourth
-#define load_fields(from, ...)                                             \
-	pick_fourth(__VA_ARGS__, load_fields3, load_fields2, load_fields1, \
-		    0)(from, __VA_ARGS__)
+#define walk(from, ...) \
+	pick_fourth(__VA_ARGS__, walk3, walk2, walk1, 0)(from, __VA_ARGS__)
 
 /*
  * A number or a pointer, behind up to two pointers: READ(skb, dev, ifindex). A pointer
- * is one for the verifier as well. Where a number is wanted (the difference of two, an
- * argument of a function that is not static), and for what is rare, there is
- * BPF_CORE_READ().
+ * is one for the verifier as well, of the type that the kernel's own code follows it as.
+ * Where a number is wanted (the difference of two, an argument of a function that is not
+ * static), and for what is rare, there is BPF_CORE_READ().
  */
-#define READ(from, ...)                                \
-	(can_cast() ? load_fields(from, __VA_ARGS__) : \
+#define READ(from, ...)                               \
+	(can_cast() ? walk(cast(from), __VA_ARGS__) : \
+		      BPF_CORE_READ(from, __VA_ARGS__))
+
+/*
+ * Where more than one value is read of the same: FIELD() reads what typed() has given,
+ * or READ(), or FIELD(). Each cast is a call, and costs whoever loads the program on
+ * a kernel without it: cilium/ebpf looks for it among all types of all modules, each
+ * time anew.
+ */
+#define typed(from) (can_cast() ? cast(from) : (from))
+#define FIELD(from, ...)                        \
+	(can_cast() ? walk(from, __VA_ARGS__) : \
 		      BPF_CORE_READ(from, __VA_ARGS__))
 
 #endif

@@ -58,7 +58,7 @@ static __always_inline struct perf_event *ring_event(void)
 		return NULL;
 	event = READ(entry, event);
 	/* A CPU that was offline meanwhile does not serve it any more. */
-	return READ(event, oncpu) == cpu ? event : NULL;
+	return FIELD(event, oncpu) == cpu ? event : NULL;
 }
 
 /* Whether a record of so many bytes fits: see ring_buffer_has_space(). */
@@ -71,13 +71,13 @@ static __always_inline enum ring look_at_ring(__u64 bytes)
 
 	if (!event)
 		return RING_IS_MISSING;
-	rb = READ(event, rb);
+	rb = FIELD(event, rb);
 	if (!rb)
 		return RING_IS_MISSING;
-	page = READ(rb, user_page);
+	page = FIELD(rb, user_page);
 	bpf_core_read(&head, sizeof(head), &rb->head);
-	used = head - READ(page, data_tail);
-	if (used + bytes + RECORD_OVERHEAD >= READ(page, data_size))
+	used = head - FIELD(page, data_tail);
+	if (used + bytes + RECORD_OVERHEAD >= FIELD(page, data_size))
 		return RING_IS_FULL;
 	return RING_HAS_ROOM;
 }

@@ -66,10 +66,10 @@ static __always_inline bool is_v4mapped(const union gadget_ip_addr_t *addr)
 	return !half[0] && word[2] == bpf_htonl(0x0000FFFF);
 }
 
-/* The last port that the socket had, also when it has just given it back. */
+/* The last port that a typed() socket had, also when it has just given it back. */
 static __always_inline __u16 local_port(struct sock *sk)
 {
-	__u16 num = READ(sk, __sk_common.skc_num);
+	__u16 num = FIELD(sk, __sk_common.skc_num);
 
 	if (num)
 		return num;
@@ -83,12 +83,13 @@ static __always_inline void read_ipv6_socket(struct sock *sk, struct tuple *t)
 	t->version = 6;
 }
 
+/* Of a typed() one. */
 static __always_inline void read_ipv4_socket(struct sock *sk, struct tuple *t)
 {
 	__builtin_memset(&t->local, 0, sizeof(t->local));
 	__builtin_memset(&t->remote, 0, sizeof(t->remote));
-	t->local.v4 = READ(sk, __sk_common.skc_rcv_saddr);
-	t->remote.v4 = READ(sk, __sk_common.skc_daddr);
+	t->local.v4 = FIELD(sk, __sk_common.skc_rcv_saddr);
+	t->remote.v4 = FIELD(sk, __sk_common.skc_daddr);
 	t->version = 4;
 }
 
@@ -99,12 +100,13 @@ static __always_inline void read_ipv4_socket(struct sock *sk, struct tuple *t)
  */
 static __always_inline bool is_socket_of(struct sock *sk, __u8 proto)
 {
-	__u16 protocol = READ(sk, sk_protocol);
+	struct sock *self = typed(sk);
+	__u16 protocol = FIELD(self, sk_protocol);
 
 	if (proto == IPPROTO_TCP)
 		return (protocol == IPPROTO_TCP || protocol == IPPROTO_MPTCP) &&
-		       READ(sk, sk_type) == SOCK_STREAM;
-	return protocol == proto && READ(sk, sk_type) == SOCK_DGRAM;
+		       FIELD(self, sk_type) == SOCK_STREAM;
+	return protocol == proto && FIELD(self, sk_type) == SOCK_DGRAM;
 }
 
 /* Of the SYN, in tcp_connect(): see tcp_connect_init(). */
@@ -117,21 +119,22 @@ static __always_inline __u32 initial_sequence(struct sock *sk)
 static __always_inline bool read_ends(struct sock *sk, __u8 proto,
 				      struct tuple *t)
 {
-	__u16 family = READ(sk, __sk_common.skc_family);
+	struct sock *self = typed(sk);
+	__u16 family = FIELD(self, __sk_common.skc_family);
 
 	if (family == AF_INET6) {
 		read_ipv6_socket(sk, t);
 		if (is_v4mapped(&t->local) || is_v4mapped(&t->remote))
-			read_ipv4_socket(sk, t);
+			read_ipv4_socket(self, t);
 	} else if (family == AF_INET) {
-		read_ipv4_socket(sk, t);
+		read_ipv4_socket(self, t);
 	} else {
 		return false;
 	}
 
-	t->netns = READ(sk, __sk_common.skc_net.net, ns.inum);
-	t->local_port = local_port(sk);
-	t->remote_port = bpf_ntohs(READ(sk, __sk_common.skc_dport));
+	t->netns = FIELD(self, __sk_common.skc_net.net, ns.inum);
+	t->local_port = local_port(self);
+	t->remote_port = bpf_ntohs(FIELD(self, __sk_common.skc_dport));
 	t->proto = proto;
 	return true;
 }
@@ -156,8 +159,10 @@ static __always_inline bool is_ipv6only(struct sock *sk)
  */
 static __always_inline bool has_unsent(struct sock *sk)
 {
-	return READ(sk, sk_wmem_alloc.refs.counter) > 1 ||
-	       READ(sk, __sk_common.skc_refcnt.refs.counter) > 2;
+	struct sock *self = typed(sk);
+
+	return FIELD(self, sk_wmem_alloc.refs.counter) > 1 ||
+	       FIELD(self, __sk_common.skc_refcnt.refs.counter) > 2;
 }
 
 /* Of those that take what comes to one port by turns (SO_REUSEPORT). */
