@@ -85,7 +85,8 @@ static __always_inline void set_reset(struct report *report)
  * was a packet that was missed.
  */
 static __always_inline void set_cause(struct report *report,
-				      const struct life *life, __u32 error)
+				      const struct life *life, struct sock *sk,
+				      __u32 error)
 {
 	struct outcome *o = &report->outcome;
 	__s32 not_sent = life->not_sent;
@@ -99,7 +100,8 @@ static __always_inline void set_cause(struct report *report,
 		} else if (not_sent == EHOSTUNREACH ||
 			   not_sent == ENETUNREACH) {
 			o->cause = CAUSE_NO_ROUTE;
-		} else if (not_sent || life->drop) {
+		} else if (not_sent || life->drop ||
+			   (report->attempt.egress && is_kept(sk))) {
 			o->cause = CAUSE_LOCAL_DROP;
 		} else {
 			o->cause = CAUSE_SILENCE;
@@ -175,7 +177,8 @@ static __always_inline __u32 socket_error(const struct life *life,
  * killed, is told as if it had got one. Nobody on this side waits for what arrives.
  */
 static __always_inline void set_failure(struct report *report,
-					const struct life *life, __u32 error)
+					const struct life *life,
+					struct sock *sk, __u32 error)
 {
 	struct outcome *o = &report->outcome;
 
@@ -187,7 +190,7 @@ static __always_inline void set_failure(struct report *report,
 	else if (life->has_icmp && error && error != ETIMEDOUT)
 		set_icmp(o, life->icmp_type, life->icmp_code, &life->icmp_from);
 	else
-		set_cause(report, life, error);
+		set_cause(report, life, sk, error);
 	if (report->attempt.egress)
 		o->error = error ?: ECONNABORTED;
 }
@@ -280,7 +283,8 @@ static __always_inline void tell_end(void *ctx, struct life *life,
 		if (report->attempt.egress)
 			report->retries = BPF_CORE_READ((struct tcp_sock *)sk,
 							total_retrans);
-		set_failure(report, life, socket_error(life, sk, report->now));
+		set_failure(report, life, sk,
+			    socket_error(life, sk, report->now));
 	}
 	tell_outcome(ctx, space);
 }

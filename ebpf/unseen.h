@@ -100,6 +100,17 @@ static __always_inline void end_wait(void *ctx, struct sock *sk, __u32 runs_in)
 	report_unseen(ctx, sk, &entries->connection, owner, runs_in);
 }
 
+/*
+ * Whether no device has seen any SYN of a connection: this host has dropped them all,
+ * also where the kernel has skipped the kprobe that tells why (see struct entries).
+ */
+static __always_inline bool is_kept(struct sock *sk)
+{
+	struct owner *owner = booked_connection((__u64)sk);
+
+	return owner && owner->progress == REPORTED;
+}
+
 /* What a thread has asked a socket to connect to, and when. */
 struct asked {
 	struct sock *sk;

@@ -33,7 +33,7 @@ var guestModules = []string{
 	"veth", "8021q", "tun", "overlay", "bridge", "bonding", "macvlan", "dummy", "ifb", "vrf",
 	"nf_tables", "nft_chain_nat", "nft_nat", "nft_masq", "nft_redir", "nft_tproxy", "nft_ct", "nft_reject_ipv4", "nft_reject_ipv6",
 	"nft_compat", "xt_nat", "xt_MASQUERADE", "xt_REDIRECT", "xt_tcpudp",
-	"sch_ingress", "cls_matchall", "act_mirred",
+	"sch_ingress", "cls_matchall", "act_gact", "act_mirred",
 }
 
 // runInVM runs these same tests, built for the guest, in a VM, with go test's own

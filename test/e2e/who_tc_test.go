@@ -67,29 +67,36 @@ func (s *stage) detour(d detour) (end func()) {
 	ns := s.pair.ends[d.end]
 	remove := ns.addUntil(s.t, d.by)
 	ns.setUp(s.t, d.by.Attrs().Name)
-	from, to := ns.link(s.t, overVeth.device), ns.link(s.t, d.by.Attrs().Name)
-	qdisc := &netlink.Clsact{QdiscAttrs: netlink.QdiscAttrs{
-		LinkIndex: from.Attrs().Index, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT,
-	}}
 	verdict := netlink.TC_ACT_STOLEN
 	if d.action == netlink.TCA_EGRESS_MIRROR {
 		verdict = netlink.TC_ACT_PIPE
 	}
-	filter := &netlink.MatchAll{
-		FilterAttrs: netlink.FilterAttrs{LinkIndex: from.Attrs().Index, Parent: d.parent, Protocol: unix.ETH_P_ALL, Priority: 1},
-		Actions: []netlink.Action{&netlink.MirredAction{
-			ActionAttrs: netlink.ActionAttrs{Action: verdict}, MirredAction: d.action, Ifindex: to.Attrs().Index,
-		}},
-	}
-	if err := errors.Join(ns.links.QdiscAdd(qdisc), ns.links.FilterAdd(filter)); err != nil {
-		s.t.Fatalf("%s: %v", d.name, err)
-	}
+	qdisc := ns.control(s.t, overVeth.device, d.parent, &netlink.MirredAction{
+		ActionAttrs: netlink.ActionAttrs{Action: verdict}, MirredAction: d.action, Ifindex: ns.link(s.t, d.by.Attrs().Name).Attrs().Index,
+	})
 	return func() {
 		if err := ns.links.QdiscDel(qdisc); err != nil {
 			s.t.Fatalf("ending: %s: %v", d.name, err)
 		}
 		remove()
 	}
+}
+
+// control has traffic control do something with all that passes a device, one way.
+func (ns *namespace) control(t *testing.T, device string, parent uint32, action netlink.Action) netlink.Qdisc {
+	t.Helper()
+	index := ns.link(t, device).Attrs().Index
+	qdisc := &netlink.Clsact{QdiscAttrs: netlink.QdiscAttrs{
+		LinkIndex: index, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT,
+	}}
+	filter := &netlink.MatchAll{
+		FilterAttrs: netlink.FilterAttrs{LinkIndex: index, Parent: parent, Protocol: unix.ETH_P_ALL, Priority: 1},
+		Actions:     []netlink.Action{action},
+	}
+	if err := errors.Join(ns.links.QdiscAdd(qdisc), ns.links.FilterAdd(filter)); err != nil {
+		t.Fatalf("traffic control of %s in %s: %v", device, ns.name, err)
+	}
+	return qdisc
 }
 
 // addUntil makes a device, which goes when remove is called.
