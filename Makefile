@@ -157,13 +157,8 @@ AS_ROOT := $(if $(SUDO),-exec 'sudo env CGO_ENABLED=0 "IG=$(IG)" "COSIGN=$(COSIG
 	$(foreach name,$(KEPT),$(if $(filter-out file undefined,$(origin $(name))),"$(name)=$($(name))"))')
 # With the flag of the builds: what they compiled, which is most, serves again.
 GO_TEST := CGO_ENABLED=0 IG='$(IG)' COSIGN='$(COSIGN)' go test -trimpath -count=1 -json
-TEST_MODULES := for module in $(MODULES); do (cd $$module && $(GO_TEST) ./...) || status=$$?; done
 # A test that is skipped fails.
 REPORT := go run ./test/report
-
-# The kernel's side of the books: on this kernel or in a VM.
-TEST_HOOKS := $(GO_TEST) -tags hooks -run TestSystemCalls \
-	-exec '$(if $(SUDO),sudo )$(CURDIR)/test/in-vm' ./test/unit
 
 # The name of one e2e test, which is then run with all that it logs. E2E_FLAGS are
 # the tests' own. One test, and the matrices, are for numbers: they run long.
@@ -171,36 +166,43 @@ RUN ?=
 E2E_FLAGS ?=
 LONG := -attempts 10000 -packets 100000 -processes 20000
 
+# The parts of make test: PARTS are those that it runs.
+PARTS := packages modules hooks unit image e2e
+packages := $(GO_TEST) $(PACKAGES)
+modules := for module in $(MODULES); do (cd $$module && $(GO_TEST) ./...) || status=$$?; done
+# The kernel's side of the books: on this kernel or in a VM.
+hooks := $(GO_TEST) -tags hooks -run TestSystemCalls \
+	-exec '$(if $(SUDO),sudo )$(CURDIR)/test/in-vm' ./test/unit
+unit := $(GO_TEST) $(AS_ROOT) ./test/unit
+image := $(GO_TEST) -timeout 60m $(AS_ROOT) ./test/image
+e2e := $(GO_TEST) -timeout 60m $(AS_ROOT) ./test/e2e $(E2E_FLAGS)
+run_parts = { status=0; $(foreach part,$(1),$($(part)) || status=$$?;) exit $$status; } | $(REPORT)
+
 .PHONY: test
-test: build $(BUILD)/boot $(BUILD)/gadgetctl $(COSIGN) ## pass all tests
+test: build $(BUILD)/boot $(BUILD)/gadgetctl $(if $(filter image,$(PARTS)),$(COSIGN)) ## pass all tests
 	@$(ASK_ROOT) "the tests load eBPF programs"
-	@{ status=0; $(GO_TEST) $(PACKAGES) || status=$$?; $(TEST_MODULES); \
-	$(TEST_HOOKS) || status=$$?; \
-	$(GO_TEST) -p 1 -timeout 60m $(AS_ROOT) ./test/unit ./test/image || status=$$?; \
-	$(GO_TEST) -timeout 60m $(AS_ROOT) ./test/e2e $(E2E_FLAGS) || status=$$?; \
-	exit $$status; } | $(REPORT)
+	@$(call run_parts,$(PARTS))
 
 .PHONY: test-unit
 test-unit: build ## pass the tests of the packages, of policies and the dashboard, and those of one packet, one verdict
 	@$(ASK_ROOT) "the tests load eBPF programs"
-	@{ status=0; $(GO_TEST) $(PACKAGES) || status=$$?; $(TEST_MODULES); \
-	$(GO_TEST) $(AS_ROOT) ./test/unit || status=$$?; exit $$status; } | $(REPORT)
+	@$(call run_parts,packages modules unit)
 
 .PHONY: test-hooks
 test-hooks: build $(BUILD)/boot ## pass the test of what system calls leave in the books
 	@$(ASK_ROOT) "the tests load eBPF programs"
-	@$(TEST_HOOKS) | $(REPORT)
+	@$(call run_parts,hooks)
 
 .PHONY: test-image
 test-image: build $(COSIGN) ## pass the tests of the image: digest, metadata, registry, errors, a run
 	@$(ASK_ROOT) "ig keeps images in /var/lib/ig"
-	@$(GO_TEST) $(AS_ROOT) ./test/image | $(REPORT)
+	@$(call run_parts,image)
 
 .PHONY: test-e2e
 test-e2e: build $(BUILD)/gadgetctl ## pass the tests with real traffic, in a VM where this machine cannot (RUN=TestWho: one, and its numbers)
 	@$(ASK_ROOT) "the tests load eBPF programs"
 ifeq ($(RUN),)
-	@$(GO_TEST) -timeout 60m $(AS_ROOT) ./test/e2e $(E2E_FLAGS) | $(REPORT)
+	@$(call run_parts,e2e)
 else
 	@$(filter-out -json,$(GO_TEST)) -timeout 60m -v -run '^$(RUN)$$' $(AS_ROOT) ./test/e2e $(LONG) $(E2E_FLAGS)
 endif
