@@ -50,6 +50,10 @@ func startAgent(t *testing.T, ns *namespace, o agentOptions) *agent {
 // startAgentCommand starts a command that is, or becomes, an agent.
 func startAgentCommand(t *testing.T, ns *namespace, cmd *exec.Cmd) *agent {
 	t.Helper()
+	// The signals by which Go stops a thread can meet one that sends by TCP Fast Open
+	// and waits: the kernel then lets it send again what has gone with the SYN
+	// (tcp_sendmsg_locked() in net/ipv4/tcp.c returns -ERESTARTSYS all the same).
+	cmd.Env = append(cmd.Environ(), "GODEBUG=asyncpreemptoff=1")
 	cmd.Stderr = os.Stderr
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
